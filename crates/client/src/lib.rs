@@ -1,0 +1,1 @@
+//! ForkClient: starts the fork server and speaks with it.

@@ -1,0 +1,2 @@
+//! The fork server.
+fn main() {}

@@ -1,0 +1,1 @@
+//! A policy made concrete: mounts, libraries and filters as a plan.

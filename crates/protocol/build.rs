@@ -1,0 +1,11 @@
+//! Generates the message types from `proto/`. protox parses the files, so no `protoc` has to be installed.
+
+const FILES: [&str; 4] =
+    ["../../proto/error.proto", "../../proto/launch.proto", "../../proto/plan.proto", "../../proto/forkserver.proto"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=../../proto");
+    let descriptors = protox::compile(FILES, ["../../proto"])?;
+    prost_build::Config::new().btree_map(["."]).compile_fds(descriptors)?;
+    Ok(())
+}
