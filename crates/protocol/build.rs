@@ -1,7 +1,11 @@
 //! Generates the message types from `proto/`. protox parses the files, so no `protoc` has to be installed.
 
-const FILES: [&str; 4] =
-    ["../../proto/error.proto", "../../proto/launch.proto", "../../proto/plan.proto", "../../proto/forkserver.proto"];
+const FILES: [&str; 4] = [
+    "../../proto/error.proto",
+    "../../proto/launch.proto",
+    "../../proto/plan.proto",
+    "../../proto/forkserver.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=../../proto");

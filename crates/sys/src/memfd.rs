@@ -1,0 +1,73 @@
+//! Sealed memory files: the fork server's image and messages too large for a packet.
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+
+use crate::packet::MessageError;
+
+/// `MFD_EXEC` (Linux 6.3): says that the file is meant to be executed, for `vm.memfd_noexec=1`.
+const MFD_EXEC: libc::c_uint = 0x10;
+
+/// No writing, no resizing, and no change of these seals.
+fn seals() -> SealFlag {
+    SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
+}
+
+/// A new, empty memory file that can be sealed. `exec`: it will be executed; older kernels, which have no such flag,
+/// answer EINVAL and need none.
+pub fn create(name: &CStr, exec: bool) -> Result<OwnedFd, Errno> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    let attempt = |flags| {
+        // SAFETY: name is a C string.
+        Errno::result(unsafe { libc::memfd_create(name.as_ptr(), flags) })
+    };
+    let fd = match attempt(if exec { flags | MFD_EXEC } else { flags }) {
+        Err(Errno::EINVAL) if exec => attempt(flags)?,
+        other => other?,
+    };
+    // SAFETY: memfd_create returned a new fd.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A memory file with `content`, sealed against every change.
+pub fn sealed(name: &CStr, content: &[u8], exec: bool) -> Result<OwnedFd, Errno> {
+    let fd = create(name, exec)?;
+    let mut rest = content;
+    while !rest.is_empty() {
+        match nix::unistd::write(&fd, rest) {
+            Err(Errno::EINTR) => {}
+            other => rest = &rest[other?..],
+        }
+    }
+    fcntl(&fd, FcntlArg::F_ADD_SEALS(seals()))?;
+    Ok(fd)
+}
+
+/// The first `length` bytes of a memory file that nobody can change any more; anything else is refused, so that what
+/// was checked is what is used.
+pub fn read_sealed(fd: &OwnedFd, length: u64) -> Result<Vec<u8>, MessageError> {
+    let have = fcntl(fd, FcntlArg::F_GET_SEALS).map_err(|_| MessageError::Spill("the fd is not a memfd"))?;
+    let want = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK;
+    if !SealFlag::from_bits_truncate(have).contains(want) {
+        return Err(MessageError::Spill("the memfd is not sealed"));
+    }
+    let mut body = vec![0; length as usize];
+    let mut done = 0;
+    while done < body.len() {
+        let rest = &mut body[done..];
+        // SAFETY: `rest` is ours and as long as said.
+        let read = Errno::result(unsafe {
+            libc::pread(fd.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), done as libc::off_t)
+        });
+        match read {
+            Ok(0) => return Err(MessageError::Spill("the memfd is shorter than announced")),
+            Ok(count) => done += count as usize,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(MessageError::System { syscall: "pread", errno }),
+        }
+    }
+    Ok(body)
+}

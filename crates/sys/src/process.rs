@@ -1,0 +1,135 @@
+//! Making, signalling and limiting processes: clone3(2), clone(2) with shared memory, pidfds, prctl(2).
+
+use std::ffi::{CStr, c_int, c_void};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+
+use crate::raw::SysResult;
+
+/// `struct clone_args`, the part that Linux 5.7 knows.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Forks with clone3(2): `None` in the child, its pid in the parent. With `CLONE_PARENT` the exit signal is the
+/// caller's own, as the kernel demands.
+///
+/// # Safety
+/// `flags` must not contain `CLONE_VM` or `CLONE_SETTLS`: the child goes on in a copy of this memory. The caller must be
+/// single-threaded, or the child may only make async-signal-safe calls.
+pub unsafe fn fork_with(flags: u64) -> Result<Option<i32>, Errno> {
+    let signal = if flags & libc::CLONE_PARENT as u64 != 0 { 0 } else { libc::SIGCHLD as u64 };
+    let args = CloneArgs { flags, exit_signal: signal, ..CloneArgs::default() };
+    // SAFETY: the arguments are as long as said; the caller upholds the rest.
+    let pid = unsafe { crate::syscall!(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) }?;
+    Ok((pid != 0).then_some(pid as i32))
+}
+
+/// Runs `body(argument)` in a child that shares this process's memory and holds it suspended until it executes or
+/// exits (vfork(2), but on a stack of its own, so that it can't clobber its parent's frames). Returns the child's pid.
+///
+/// # Safety
+/// `stack` must be the high end of memory that nobody else uses until this returns. `body` must not return to Rust code
+/// that unwinds, allocate, or touch thread-local state (the C library's errno is its parent's). All signals should be
+/// blocked.
+pub unsafe fn vfork_on(
+    stack: *mut c_void,
+    body: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+    flags: c_int,
+) -> Result<i32, Errno> {
+    // SAFETY: the caller upholds it.
+    let pid = unsafe {
+        libc::clone(body, stack, flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, argument)
+    };
+    Errno::result(pid)
+}
+
+/// A pidfd of `pid`: pidfd_open(2).
+pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: no memory is passed.
+    let fd = unsafe { crate::syscall!(libc::SYS_pidfd_open, pid, 0) }?;
+    // SAFETY: pidfd_open returned a new fd.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Signals the process behind a pidfd: pidfd_send_signal(2). ESRCH once it has been reaped.
+pub fn pidfd_send_signal(process: BorrowedFd<'_>, signal: c_int) -> Result<(), Errno> {
+    // SAFETY: a null siginfo is allowed.
+    unsafe { crate::syscall!(libc::SYS_pidfd_send_signal, process.as_raw_fd(), signal, 0, 0) }.map(drop)
+}
+
+/// prctl(2) with plain numbers.
+pub fn prctl(option: c_int, value: usize) -> SysResult {
+    // SAFETY: callers pass options whose arguments are numbers; a wrong number gives EINVAL.
+    unsafe { crate::syscall!(libc::SYS_prctl, option, value, 0, 0, 0) }
+}
+
+/// Closes (or with `CLOSE_RANGE_CLOEXEC` marks) every fd from `first` to `last`.
+pub fn close_range(first: u32, last: u32, flags: u32) -> Result<(), Errno> {
+    // SAFETY: no memory is passed; the callers own the fds of that range.
+    unsafe { crate::syscall!(libc::SYS_close_range, first, last, flags) }.map(drop)
+}
+
+/// `CLOSE_RANGE_CLOEXEC`: mark, don't close.
+pub const CLOSE_RANGE_CLOEXEC: u32 = 4;
+
+/// Installs a compiled syscall filter on this thread: seccomp(2), `SECCOMP_SET_MODE_FILTER`.
+///
+/// `filter` is an array of `struct sock_filter`.
+pub fn install_filter(filter: &[u8]) -> Result<(), Errno> {
+    let program = libc::sock_fprog {
+        len: (filter.len() / size_of::<libc::sock_filter>()) as u16,
+        filter: filter.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: the program is as long as said; the kernel copies and verifies it.
+    unsafe { crate::syscall!(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }
+        .map(drop)
+}
+
+/// Joins the namespace behind `fd`: setns(2).
+pub fn join_namespace(fd: RawFd, kind: c_int) -> Result<(), Errno> {
+    // SAFETY: no memory is passed.
+    unsafe { crate::syscall!(libc::SYS_setns, fd, kind) }.map(drop)
+}
+
+/// unshare(2).
+pub fn unshare(flags: c_int) -> Result<(), Errno> {
+    // SAFETY: no memory is passed.
+    unsafe { crate::syscall!(libc::SYS_unshare, flags) }.map(drop)
+}
+
+/// Writes `text` in one write(2) to the file `path` below `dir`.
+pub fn write_file_at(dir: RawFd, path: &CStr, text: &[u8]) -> Result<(), Errno> {
+    // SAFETY: path is a C string.
+    let fd = unsafe {
+        crate::syscall!(libc::SYS_openat, dir, path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC, 0)
+    }?;
+    // SAFETY: text is ours and as long as said.
+    let written = unsafe { crate::syscall!(libc::SYS_write, fd, text.as_ptr(), text.len()) };
+    // SAFETY: fd was opened above and nobody else knows it.
+    let closed = unsafe { crate::syscall!(libc::SYS_close, fd) };
+    written.and(closed).map(drop)
+}
+
+/// CLOCK_MONOTONIC in nanoseconds.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a timespec of ours; the clock exists on every Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
