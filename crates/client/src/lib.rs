@@ -1,1 +1,45 @@
 //! ForkClient: starts the fork server and speaks with it.
+//!
+//! [`Client`] is one fork server and all that is in flight on it: a state machine on one epoll fd, without threads of its
+//! own on the way of a launch and without a runtime. It knows nothing of JavaScript; `crates/node` converts to and from
+//! it and polls it. Errors are [`Failure`]s, whole records that name the step, the call and the errno.
+//!
+//! | module | concern |
+//! |---|---|
+//! | `server` | the client: connects the parts below |
+//! | `spawner`, `image` | starting the fork server's process |
+//! | `reactor`, `channel` | readiness, packets that wait for room |
+//! | `policy`, `templates` | resolved policies, and who waits for which template |
+//! | `networks`, `ids` | what nests are given while they run |
+//! | `launch`, `fork` | requests and results |
+//! | `stdio`, `capture`, `outputs` | what goes in and comes out |
+//! | `failure`, `hints` | what went wrong and what to do |
+
+mod capture;
+mod channel;
+mod failure;
+mod hints;
+mod ids;
+mod image;
+mod launch;
+mod networks;
+mod outputs;
+mod policy;
+mod reactor;
+mod server;
+mod spawner;
+mod stdio;
+mod templates;
+
+pub use capture::OnOverflow;
+pub use failure::{Code, Failure};
+pub use ids::DEFAULT_HOST_ID;
+pub use image::OVERRIDE;
+pub use launch::{
+    BindRequest, Ended, Ending, Event, Isolation, LaunchRequest, Launched, Limit, NAMESPACES, Usage,
+};
+pub use nestbox_protocol::{LaunchFile, Limits, Step};
+pub use outputs::{Output, OutputRequest};
+pub use policy::PolicyHandle;
+pub use server::{Client, Options, Stats};
+pub use stdio::{COMMS_FD, Comms, Extra, Fds, Returned, Stdio};

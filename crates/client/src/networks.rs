@@ -1,0 +1,287 @@
+//! The pool of network namespaces.
+//!
+//! Making one costs a launch half a millisecond and joining one nothing, so a few are kept ready. One that was used comes
+//! back only if the network keeper finds it as on the day it was made; else it is dropped and replaced. The namespace that
+//! `shared-loopback` sandboxes share is made here too, once. Bookkeeping only: [`Networks::next_requests`] says what to ask
+//! the keeper, the client asks.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use crate::channel::{Channel, PassedFd};
+use crate::failure::Failure;
+use nestbox_protocol::{CheckNetwork, CreateNetwork, NetworkReply, NetworkRequest, network_request};
+
+/// The keeper's process.
+pub(crate) enum Keeper {
+    /// Not asked for yet.
+    None,
+    /// Asked for; its answer is awaited.
+    Starting(Channel),
+    /// Serves.
+    Running(Channel),
+    /// It died or could not be made: launches make their own namespaces.
+    Broken(Failure),
+}
+
+/// What the keeper was asked.
+enum Asked {
+    /// To make one for the pool.
+    Create,
+    /// To make the shared one.
+    CreateShared,
+    /// Whether this one is clean.
+    Check(OwnedFd),
+}
+
+/// The namespace shared by all `shared-loopback` sandboxes.
+pub(crate) enum Shared {
+    /// Nobody needs it yet.
+    None,
+    /// It is being made.
+    Making,
+    /// There.
+    Ready(Arc<OwnedFd>),
+}
+
+pub(crate) struct Networks {
+    pub(crate) keeper: Keeper,
+    pub(crate) shared: Shared,
+    ready: Vec<OwnedFd>,
+    asked: HashMap<u64, Asked>,
+    next_id: u64,
+    size: usize,
+    /// Some sandbox without network was used, so the pool is wanted.
+    wanted: bool,
+    /// The last attempt to make one failed; no more until a launch has ended.
+    discouraged: bool,
+}
+
+/// What a reply changed.
+pub(crate) enum Outcome {
+    /// Nothing that anybody waits for.
+    Quiet,
+    /// The shared one is there.
+    SharedReady,
+    /// It could not be made.
+    SharedFailed(Failure),
+}
+
+impl Networks {
+    pub(crate) fn new(size: usize) -> Self {
+        Self {
+            keeper: Keeper::None,
+            shared: Shared::None,
+            ready: Vec::new(),
+            asked: HashMap::new(),
+            next_id: 0,
+            size,
+            wanted: false,
+            discouraged: false,
+        }
+    }
+
+    /// How many are ready.
+    pub(crate) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// From now on the pool is kept full. True if there is one to keep.
+    pub(crate) fn want(&mut self) -> bool {
+        self.wanted = true;
+        self.size > 0
+    }
+
+    /// Whether anything is wanted of the keeper.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted && self.size > 0 || matches!(self.shared, Shared::Making)
+    }
+
+    /// One for a launch, if there is one.
+    pub(crate) fn take(&mut self) -> Option<OwnedFd> {
+        self.ready.pop()
+    }
+
+    /// What to ask the keeper now: replacements for the pool, and the check of one that was `used`.
+    pub(crate) fn next_requests(&mut self, used: Option<OwnedFd>) -> Vec<(NetworkRequest, Vec<PassedFd>)> {
+        let mut requests = Vec::new();
+        if !matches!(self.keeper, Keeper::Running(_)) {
+            return requests;
+        }
+        if matches!(self.shared, Shared::Making)
+            && !self.asked.values().any(|asked| matches!(asked, Asked::CreateShared))
+        {
+            requests.push((self.create(Asked::CreateShared), Vec::new()));
+        }
+        if let Some(used) = used {
+            self.discouraged = false;
+            if let Ok(copy) = used.try_clone() {
+                self.next_id += 1;
+                let id = self.next_id;
+                self.asked.insert(id, Asked::Check(used));
+                let kind = Some(network_request::Kind::Check(CheckNetwork { id }));
+                requests.push((NetworkRequest { kind }, vec![PassedFd::Owned(copy)]));
+            }
+        }
+        if self.wanted && !self.discouraged {
+            let coming = self.asked.values().filter(|asked| !matches!(asked, Asked::CreateShared)).count();
+            for _ in self.ready.len() + coming..self.size {
+                requests.push((self.create(Asked::Create), Vec::new()));
+            }
+        }
+        requests
+    }
+
+    fn create(&mut self, asked: Asked) -> NetworkRequest {
+        self.next_id += 1;
+        self.asked.insert(self.next_id, asked);
+        NetworkRequest { kind: Some(network_request::Kind::Create(CreateNetwork { id: self.next_id })) }
+    }
+
+    /// The keeper answered. Fds that were not asked for are closed.
+    pub(crate) fn reply(&mut self, reply: NetworkReply, fds: Vec<OwnedFd>) -> Outcome {
+        let made = <[OwnedFd; 1]>::try_from(fds).ok().map(|[fd]| fd);
+        let failure = reply.failure.map(Failure::from_step);
+        match self.asked.remove(&reply.id) {
+            Some(Asked::Create) => {
+                match made {
+                    Some(fd) if failure.is_none() => self.ready.push(fd),
+                    _ => self.discouraged = true,
+                }
+                Outcome::Quiet
+            }
+            Some(Asked::CreateShared) => {
+                if let (Some(fd), None) = (made, &failure) {
+                    self.shared = Shared::Ready(Arc::new(fd));
+                    return Outcome::SharedReady;
+                }
+                self.shared = Shared::None;
+                Outcome::SharedFailed(failure.unwrap_or_else(no_namespace))
+            }
+            Some(Asked::Check(used)) => {
+                if reply.clean && failure.is_none() && self.ready.len() < self.size {
+                    self.ready.push(used);
+                }
+                Outcome::Quiet
+            }
+            None => Outcome::Quiet,
+        }
+    }
+
+    /// The keeper is gone. Returns its channel, to be closed, and whether somebody waits for the shared namespace. The
+    /// namespaces that are ready stay good: only nobody can tell any more whether a used one is clean.
+    pub(crate) fn lose_keeper(&mut self, failure: Failure) -> (Option<Channel>, bool) {
+        self.asked.clear();
+        let channel = match std::mem::replace(&mut self.keeper, Keeper::Broken(failure)) {
+            Keeper::Starting(channel) | Keeper::Running(channel) => Some(channel),
+            Keeper::None | Keeper::Broken(_) => None,
+        };
+        let waited = matches!(self.shared, Shared::Making);
+        if waited {
+            self.shared = Shared::None;
+        }
+        (channel, waited)
+    }
+
+    /// Forgets everything: the namespaces belong to initial namespaces that are gone.
+    pub(crate) fn clear(&mut self) -> Option<Channel> {
+        self.ready.clear();
+        self.asked.clear();
+        self.shared = Shared::None;
+        match std::mem::replace(&mut self.keeper, Keeper::None) {
+            Keeper::Starting(channel) | Keeper::Running(channel) => Some(channel),
+            Keeper::None | Keeper::Broken(_) => None,
+        }
+    }
+}
+
+fn no_namespace() -> Failure {
+    Failure::fact(
+        crate::failure::Code::Spawn,
+        nestbox_protocol::Step::CreateNetworkNamespace,
+        "the network keeper sent no namespace",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::{Key, Kind};
+    use nestbox_sys::socket;
+    use std::fs::File;
+
+    fn namespace() -> OwnedFd {
+        File::open("/dev/null").expect("null").into()
+    }
+
+    fn pool(size: usize) -> Networks {
+        let mut networks = Networks::new(size);
+        let (ours, _) = socket::seqpacket_pair().expect("pair");
+        networks.keeper = Keeper::Running(Channel::for_writing(ours, Key::new(Kind::Keeper, 0)));
+        networks
+    }
+
+    fn ids(requests: &[(NetworkRequest, Vec<PassedFd>)]) -> Vec<u64> {
+        requests
+            .iter()
+            .map(|(request, _)| match request.kind {
+                Some(network_request::Kind::Create(CreateNetwork { id })) => id,
+                Some(network_request::Kind::Check(CheckNetwork { id })) => 1000 + id,
+                None => 0,
+            })
+            .collect()
+    }
+
+    fn clean(id: u64, clean: bool) -> NetworkReply {
+        NetworkReply { id, clean, failure: None }
+    }
+
+    #[test]
+    fn is_kept_full_once_wanted() {
+        let mut networks = pool(2);
+        assert!(networks.next_requests(None).is_empty(), "nobody wants one yet");
+        assert!(networks.want());
+        assert_eq!(ids(&networks.next_requests(None)), [1, 2]);
+        assert!(networks.next_requests(None).is_empty(), "both are coming");
+        networks.reply(clean(1, true), vec![namespace()]);
+        networks.reply(clean(2, true), vec![namespace()]);
+        let used = networks.take().expect("ready");
+        assert_eq!(ids(&networks.next_requests(None)), [3]);
+        networks.reply(clean(3, true), vec![namespace()]);
+        assert_eq!(ids(&networks.next_requests(Some(used))), [1004]);
+        networks.reply(clean(4, true), Vec::new());
+        assert_eq!(networks.ready(), 2, "one more than the pool holds is dropped");
+    }
+
+    #[test]
+    fn what_is_not_clean_is_replaced() {
+        let mut networks = pool(1);
+        networks.want();
+        assert_eq!(ids(&networks.next_requests(Some(namespace()))), [1001]);
+        networks.reply(clean(1, false), Vec::new());
+        assert_eq!((networks.ready(), ids(&networks.next_requests(None))), (0, vec![2]));
+    }
+
+    #[test]
+    fn a_failure_is_not_tried_again_at_once() {
+        let mut networks = pool(1);
+        networks.want();
+        assert_eq!(ids(&networks.next_requests(None)), [1]);
+        networks.reply(
+            NetworkReply { id: 1, clean: false, failure: Some(nestbox_protocol::Failure::default()) },
+            Vec::new(),
+        );
+        assert!(networks.next_requests(None).is_empty());
+        assert!(!networks.next_requests(Some(namespace())).is_empty(), "after a launch it is");
+    }
+
+    #[test]
+    fn the_shared_one_is_made_once() {
+        let mut networks = pool(0);
+        networks.shared = Shared::Making;
+        assert_eq!(ids(&networks.next_requests(None)), [1]);
+        assert!(networks.next_requests(None).is_empty());
+        assert!(matches!(networks.reply(clean(1, true), vec![namespace()]), Outcome::SharedReady));
+    }
+}

@@ -1,0 +1,1 @@
+//! Requests of `nestbox/sandbox2` from JavaScript values.

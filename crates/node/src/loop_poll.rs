@@ -1,0 +1,265 @@
+//! Has libuv poll the client's fd and calls JavaScript once for each wake-up.
+//!
+//! Promises: the callback runs as any other of Node.js does (its microtasks and `nextTick`s run after it, what it throws
+//! is an uncaught exception, not an abort); the handle keeps the process alive only while told to; when the environment
+//! ends (exit, worker termination) the owner is closed first and the environment waits for libuv to let the handle go. Used by
+//! [`crate::server`] alone.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::Cell;
+use std::ffi::{c_int, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::rc::Rc;
+
+use napi::bindgen_prelude::ToNapiValue;
+use napi::{Env, Error, Result, Status, sys};
+
+use crate::uv::{self, READABLE, Uv, UvPoll};
+
+/// What is polled.
+pub(crate) trait Pollable {
+    /// What is handed to JavaScript.
+    type Events: ToNapiValue;
+
+    /// The fd is readable: what happened, or `None` if nothing that JavaScript is told of.
+    fn ready(&self) -> Option<Self::Events>;
+
+    /// After the events were handed over, and after each request: whether somebody waits for more.
+    fn interest(&self) -> Interest;
+
+    /// The environment ends.
+    fn teardown(&self);
+}
+
+/// Whether somebody waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interest {
+    /// Yes: the process stays alive.
+    Waiting,
+    /// No, but things may still happen.
+    Idle,
+    /// No, and nothing will happen any more.
+    Over,
+}
+
+/// A polled object and its handle.
+pub(crate) struct LoopPoll<T: Pollable> {
+    pub(crate) owner: T,
+    uv: &'static Uv,
+    handle: *mut UvPoll,
+    env: sys::napi_env,
+    callback: Cell<sys::napi_ref>,
+    hook: Cell<sys::napi_async_cleanup_hook_handle>,
+    referenced: Cell<bool>,
+    closing: Cell<bool>,
+}
+
+fn layout(uv: &Uv) -> Result<Layout> {
+    Layout::from_size_align(uv.poll_size.max(size_of::<UvPoll>()), 16)
+        .map_err(|_| Error::new(Status::GenericFailure, "libuv has no uv_poll_t"))
+}
+
+fn check(status: sys::napi_status, what: &str) -> Result<()> {
+    if status == sys::Status::napi_ok {
+        Ok(())
+    } else {
+        Err(Error::new(Status::from(status), format!("{what} failed")))
+    }
+}
+
+impl<T: Pollable + 'static> LoopPoll<T> {
+    /// Polls `fd` of `owner` and calls `callback` with what [`Pollable::ready`] returns.
+    pub(crate) fn start(env: Env, fd: c_int, callback: sys::napi_value, owner: T) -> Result<Rc<Self>> {
+        let uv = uv::get().ok_or_else(|| {
+            Error::new(Status::GenericFailure, "this JavaScript runtime has no libuv; nestbox needs Node.js")
+        })?;
+        let layout = layout(uv)?;
+        let uv_loop = env.get_uv_event_loop()?;
+        // SAFETY: the layout is not empty.
+        let handle = unsafe { alloc_zeroed(layout) }.cast::<UvPoll>();
+        if handle.is_null() {
+            handle_alloc_error(layout);
+        }
+        // SAFETY: a loop and a fresh handle of libuv's own size.
+        let error = unsafe { (uv.poll_init)(uv_loop, handle, fd) };
+        if error != 0 {
+            // SAFETY: allocated above with the same layout; libuv has not taken it.
+            unsafe { dealloc(handle.cast(), layout) };
+            return Err(Error::new(Status::GenericFailure, format!("uv_poll_init failed with {error}")));
+        }
+        let this = Rc::new(Self {
+            owner,
+            uv,
+            handle,
+            env: env.raw(),
+            callback: Cell::new(ptr::null_mut()),
+            hook: Cell::new(ptr::null_mut()),
+            referenced: Cell::new(true),
+            closing: Cell::new(false),
+        });
+        // From here on the handle holds the object; `on_closed` gives it back.
+        let held = Rc::into_raw(Rc::clone(&this)).cast_mut().cast::<c_void>();
+        // SAFETY: an initialized handle of ours.
+        unsafe { (*handle).data = held };
+        this.arm(env, callback, held).inspect_err(|_| this.close())?;
+        Ok(this)
+    }
+
+    fn arm(&self, env: Env, callback: sys::napi_value, held: *mut c_void) -> Result<()> {
+        let mut reference = ptr::null_mut();
+        // SAFETY: a function value of this environment.
+        check(unsafe { sys::napi_create_reference(env.raw(), callback, 1, &raw mut reference) }, "a reference")?;
+        self.callback.set(reference);
+        let mut hook = ptr::null_mut();
+        // SAFETY: `held` lives until `on_closed`, which removes the hook.
+        let status =
+            unsafe { sys::napi_add_async_cleanup_hook(env.raw(), Some(on_teardown::<T>), held, &raw mut hook) };
+        check(status, "a cleanup hook")?;
+        self.hook.set(hook);
+        // SAFETY: an initialized handle; the callback reads its data, which is this object.
+        let error = unsafe { (self.uv.poll_start)(self.handle, READABLE, on_ready::<T>) };
+        if error != 0 {
+            return Err(Error::new(Status::GenericFailure, format!("uv_poll_start failed with {error}")));
+        }
+        self.settle();
+        Ok(())
+    }
+
+    /// Keeps the process alive while somebody waits, and lets the handle go when nothing will come.
+    pub(crate) fn settle(&self) {
+        if self.closing.get() {
+            return;
+        }
+        let waiting = match self.owner.interest() {
+            Interest::Waiting => true,
+            Interest::Idle => false,
+            Interest::Over => return self.close(),
+        };
+        if waiting != self.referenced.replace(waiting) {
+            let change = if waiting { self.uv.reference } else { self.uv.unreference };
+            // SAFETY: the handle is open: it is not closing.
+            unsafe { change(self.handle) };
+        }
+    }
+
+    /// Lets the handle go. Idempotent.
+    pub(crate) fn close(&self) {
+        if self.closing.replace(true) {
+            return;
+        }
+        let callback = self.callback.replace(ptr::null_mut());
+        if !callback.is_null() {
+            // SAFETY: created by `arm` in this environment, deleted once.
+            unsafe { sys::napi_delete_reference(self.env, callback) };
+        }
+        // SAFETY: the handle is open.
+        unsafe { (self.uv.poll_stop)(self.handle) };
+        // SAFETY: the handle is open, and closed once.
+        unsafe { (self.uv.close)(self.handle, Some(on_closed::<T>)) };
+    }
+
+    /// Hands events to JavaScript.
+    fn deliver(&self, events: T::Events) {
+        let mut scope = ptr::null_mut();
+        // SAFETY: on the environment's thread, outside of any other call of it.
+        if unsafe { sys::napi_open_handle_scope(self.env, &raw mut scope) } != sys::Status::napi_ok {
+            return;
+        }
+        self.deliver_in_scope(events);
+        // SAFETY: opened above.
+        unsafe { sys::napi_close_handle_scope(self.env, scope) };
+    }
+
+    fn deliver_in_scope(&self, events: T::Events) {
+        // SAFETY: an open handle scope of this environment.
+        let Ok(argument) = (unsafe { T::Events::to_napi_value(self.env, events) }) else { return self.rethrow() };
+        let (mut callback, mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+        // SAFETY: a reference of this environment, not deleted while not closing.
+        let found = unsafe { sys::napi_get_reference_value(self.env, self.callback.get(), &raw mut callback) };
+        // SAFETY: an open handle scope.
+        let global = unsafe { sys::napi_get_global(self.env, &raw mut receiver) };
+        if found != sys::Status::napi_ok || global != sys::Status::napi_ok || callback.is_null() {
+            return;
+        }
+        // Not napi_call_function: only this runs microtasks and `nextTick`s when the callback returns.
+        // SAFETY: all are values of the open scope.
+        let status = unsafe {
+            sys::napi_make_callback(
+                self.env,
+                ptr::null_mut(),
+                receiver,
+                callback,
+                1,
+                &raw const argument,
+                &raw mut result,
+            )
+        };
+        if status != sys::Status::napi_ok {
+            self.rethrow();
+        }
+    }
+
+    /// Makes a pending exception an uncaught one. Without one (a worker that is being terminated runs no JavaScript) nothing
+    /// is done.
+    fn rethrow(&self) {
+        let mut pending = false;
+        // SAFETY: this environment, on its thread.
+        unsafe { sys::napi_is_exception_pending(self.env, &raw mut pending) };
+        if !pending {
+            return;
+        }
+        let mut error = ptr::null_mut();
+        // SAFETY: as above, in an open handle scope.
+        if unsafe { sys::napi_get_and_clear_last_exception(self.env, &raw mut error) } == sys::Status::napi_ok {
+            // SAFETY: a value of the open scope.
+            unsafe { sys::napi_fatal_exception(self.env, error) };
+        }
+    }
+}
+
+/// The object behind a handle, held a little longer than the call: a callback may close it.
+///
+/// # Safety
+/// `held` is the data of a handle that is not closed yet.
+unsafe fn borrow<T: Pollable>(held: *const c_void) -> Rc<LoopPoll<T>> {
+    // SAFETY: `start` put an Rc there, which `on_closed` has not taken back.
+    unsafe { Rc::increment_strong_count(held.cast::<LoopPoll<T>>()) };
+    // SAFETY: the count that was just added is ours.
+    unsafe { Rc::from_raw(held.cast::<LoopPoll<T>>()) }
+}
+
+unsafe extern "C" fn on_ready<T: Pollable + 'static>(handle: *mut UvPoll, _status: c_int, _events: c_int) {
+    // SAFETY: libuv calls with our handle, which is open.
+    let this = unsafe { borrow::<T>((*handle).data) };
+    // A panic may not cross libuv's frames. It has been reported by the panic hook; the state is what it was.
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        if let Some(events) = this.owner.ready() {
+            this.deliver(events);
+        }
+        this.settle();
+    }));
+}
+
+unsafe extern "C" fn on_teardown<T: Pollable + 'static>(_hook: sys::napi_async_cleanup_hook_handle, held: *mut c_void) {
+    // SAFETY: the hook is removed before the object is let go.
+    let this = unsafe { borrow::<T>(held) };
+    let _ = catch_unwind(AssertUnwindSafe(|| {
+        this.owner.teardown();
+        this.close();
+    }));
+}
+
+unsafe extern "C" fn on_closed<T: Pollable>(handle: *mut UvPoll) {
+    // SAFETY: the handle's data is the Rc that `start` put there; nobody looks there after this.
+    let this = unsafe { Rc::from_raw((*handle).data.cast::<LoopPoll<T>>()) };
+    let hook = this.hook.replace(ptr::null_mut());
+    if !hook.is_null() {
+        // SAFETY: added by `arm`, removed once. An environment that is ending goes on from here.
+        unsafe { sys::napi_remove_async_cleanup_hook(hook) };
+    }
+    if let Ok(layout) = layout(this.uv) {
+        // SAFETY: allocated by `start` with the same layout; libuv is done with it.
+        unsafe { dealloc(handle.cast(), layout) };
+    }
+}

@@ -1,0 +1,214 @@
+//! Launch requests from JavaScript values.
+
+use std::path::PathBuf;
+
+use napi::bindgen_prelude::{ClassInstance, Uint8ArraySlice};
+use napi_derive::napi;
+use nestbox_client::{
+    BindRequest, Comms, Extra, Fds, LaunchFile, LaunchRequest, Launched, Limits, OnOverflow, OutputRequest, Returned,
+    Stdio,
+};
+use std::os::fd::{IntoRawFd, OwnedFd};
+
+use crate::event::NativeFailure;
+use crate::policy::NativePolicy;
+
+/// `/dev/null`.
+pub(crate) const IGNORE: i32 = -1;
+/// Captured, or written from memory.
+const NATIVE: i32 = -2;
+/// A pipe, the other end of which is returned.
+const STREAM: i32 = -3;
+/// Standard error: the same pipe as standard output.
+const SAME_AS_STDOUT: i32 = -4;
+
+/// What to launch.
+#[napi(object, object_to_js = false)]
+pub struct NativeLaunch<'env> {
+    #[napi(ts_type = "NativePolicy")]
+    pub policy: Option<ClassInstance<'env, NativePolicy>>,
+    pub file: String,
+    pub args: String,
+    pub env: String,
+    pub search_path: String,
+    pub cwd: String,
+    pub stdin: i32,
+    pub stdout: i32,
+    pub stderr: i32,
+    pub extra_fds: Option<Vec<i32>>,
+    #[napi(ts_type = "Uint8Array")]
+    pub input: Option<Uint8ArraySlice<'env>>,
+    pub comms: Option<bool>,
+    pub binds: Option<Vec<NativeBind>>,
+    pub files: Option<Vec<NativeFile<'env>>>,
+    pub outputs: Option<Vec<NativeOutputRequest>>,
+    pub limits: Option<NativeLimits>,
+    pub output_limit: f64,
+    pub on_overflow: u32,
+    pub check_fds: Option<bool>,
+}
+
+/// A host path on a mount point.
+#[napi(object, object_to_js = false)]
+pub struct NativeBind {
+    pub path: String,
+    pub source: String,
+}
+
+/// A private file.
+#[napi(object, object_to_js = false)]
+pub struct NativeFile<'env> {
+    pub path: String,
+    #[napi(ts_type = "Uint8Array")]
+    pub content: Uint8ArraySlice<'env>,
+    pub mode: u32,
+}
+
+/// A file to return.
+#[napi(object, object_to_js = false)]
+pub struct NativeOutputRequest {
+    pub path: String,
+    pub max_bytes: f64,
+    pub to: Option<String>,
+    pub optional: Option<bool>,
+}
+
+/// Limits that a launch tightens.
+#[napi(object, object_to_js = false)]
+#[derive(Default)]
+pub struct NativeLimits {
+    pub wall_time: Option<f64>,
+    pub cpu_time: Option<f64>,
+    pub processes: Option<f64>,
+    pub open_files: Option<f64>,
+    pub file_size: Option<f64>,
+    pub disk: Option<f64>,
+    pub stack: Option<f64>,
+    pub core: Option<f64>,
+    pub address_space_per_process: Option<f64>,
+}
+
+/// The answer to a request: its token, and the caller's ends of its fds, which are the caller's to close.
+#[napi(object, object_from_js = false)]
+#[derive(Debug, Default)]
+pub struct NativeLaunched {
+    pub token: f64,
+    pub stdin: Option<i32>,
+    pub stdout: Option<i32>,
+    pub stderr: Option<i32>,
+    pub comms: Option<i32>,
+    pub extra: Option<Vec<i32>>,
+    pub failure: Option<NativeFailure>,
+}
+
+/// A whole number of JavaScript; what is negative or no number is 0, what is larger than any is the largest.
+fn whole(value: f64) -> u64 {
+    value as u64
+}
+
+/// `texts` joined by NUL, as bytes.
+pub(crate) fn split(texts: &str) -> Vec<Vec<u8>> {
+    texts.split('\0').map(|text| text.as_bytes().to_vec()).collect()
+}
+
+/// The same where no text at all means an empty list: an environment.
+pub(crate) fn split_or_none(texts: &str) -> Vec<Vec<u8>> {
+    if texts.is_empty() { Vec::new() } else { split(texts) }
+}
+
+pub(crate) fn stdio(number: i32) -> Stdio {
+    match number {
+        NATIVE => Stdio::Native,
+        STREAM => Stdio::Stream,
+        SAME_AS_STDOUT => Stdio::SameAsStdout,
+        fd if fd >= 0 => Stdio::Fd(fd),
+        _ => Stdio::Ignore,
+    }
+}
+
+fn extra(pair: &[i32]) -> Option<(u32, Extra)> {
+    let [number, fd] = *pair else { return None };
+    let number = u32::try_from(number).ok()?;
+    Some((number, if fd == STREAM { Extra::Stream } else { Extra::Fd(fd) }))
+}
+
+impl NativeLimits {
+    fn convert(&self) -> Limits {
+        Limits {
+            wall_time: self.wall_time.map(whole),
+            cpu_time: self.cpu_time.map(whole),
+            processes: self.processes.map(whole),
+            open_files: self.open_files.map(whole),
+            file_size: self.file_size.map(whole),
+            disk: self.disk.map(whole),
+            stack: self.stack.map(whole),
+            core: self.core.map(whole),
+            address_space_per_process: self.address_space_per_process.map(whole),
+        }
+    }
+}
+
+impl NativeLaunch<'_> {
+    pub(crate) fn convert(&self) -> LaunchRequest<'_> {
+        let pairs = self.extra_fds.as_deref().unwrap_or_default().chunks(2);
+        LaunchRequest {
+            policy: self.policy.as_deref().map(|policy| &policy.handle),
+            file: self.file.clone().into_bytes(),
+            args: split(&self.args),
+            envs: split_or_none(&self.env),
+            search_path: self.search_path.clone().into_bytes(),
+            cwd: self.cwd.clone().into_bytes(),
+            fds: Fds {
+                stdio: [stdio(self.stdin), stdio(self.stdout), stdio(self.stderr)],
+                extra: pairs.filter_map(extra).collect(),
+                input: self.input.as_deref(),
+                comms: if self.comms == Some(true) { Comms::Stream } else { Comms::None },
+                check: self.check_fds == Some(true),
+                output_limit: (self.output_limit >= 0.0).then(|| whole(self.output_limit)),
+                on_overflow: match self.on_overflow {
+                    1 => OnOverflow::KeepHead,
+                    2 => OnOverflow::KeepTail,
+                    _ => OnOverflow::Kill,
+                },
+            },
+            binds: list(self.binds.as_deref(), |bind| BindRequest {
+                path: bind.path.clone(),
+                source: bind.source.clone(),
+            }),
+            files: list(self.files.as_deref(), |file| LaunchFile {
+                path: file.path.clone().into_bytes(),
+                content: file.content.to_vec(),
+                mode: file.mode,
+            }),
+            outputs: list(self.outputs.as_deref(), |output| OutputRequest {
+                path: output.path.clone(),
+                max_bytes: whole(output.max_bytes),
+                to: output.to.as_ref().map(PathBuf::from),
+            }),
+            limits: self.limits.as_ref().map(NativeLimits::convert).unwrap_or_default(),
+        }
+    }
+}
+
+fn list<F, T>(from: Option<&[F]>, convert: impl Fn(&F) -> T) -> Vec<T> {
+    from.unwrap_or_default().iter().map(convert).collect()
+}
+
+impl NativeLaunched {
+    pub(crate) fn new(result: Result<Launched, nestbox_client::Failure>) -> Self {
+        let Launched { token, returned } = match result {
+            Ok(launched) => launched,
+            Err(failure) => return Self { failure: Some(failure.into()), ..Self::default() },
+        };
+        let Returned { stdin, stdout, stderr, comms, extra } = returned;
+        Self {
+            token: token as f64,
+            stdin: stdin.map(OwnedFd::into_raw_fd),
+            stdout: stdout.map(OwnedFd::into_raw_fd),
+            stderr: stderr.map(OwnedFd::into_raw_fd),
+            comms: comms.map(OwnedFd::into_raw_fd),
+            extra: (!extra.is_empty()).then(|| extra.into_iter().map(OwnedFd::into_raw_fd).collect()),
+            failure: None,
+        }
+    }
+}

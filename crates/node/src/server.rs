@@ -1,0 +1,164 @@
+//! The fork server as a JavaScript class.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use napi::bindgen_prelude::{Function, JsValue};
+use napi::{Env, Error, Result, Status};
+use napi_derive::napi;
+use nestbox_client::{Client, Options};
+
+use crate::event::NativeEvent;
+use crate::loop_poll::{Interest, LoopPoll, Pollable};
+use crate::policy::NativePolicy;
+use crate::request::{NativeLaunch, NativeLaunched};
+
+/// The fork server that `build.rs` embedded.
+static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/forkserver"));
+
+/// How a fork server is started.
+#[napi(object, object_to_js = false)]
+#[derive(Debug)]
+pub struct ServerOptions {
+    pub forkserver_path: Option<String>,
+    pub host_uid: Option<u32>,
+    pub host_gid: Option<u32>,
+    pub host_id_count: Option<u32>,
+    pub max_templates: Option<u32>,
+    pub network_pool: Option<u32>,
+}
+
+/// What a fork server does at the moment.
+#[napi(object, object_from_js = false)]
+#[derive(Debug)]
+pub struct NativeServerStats {
+    pub pid: i32,
+    pub templates: u32,
+    pub running: u32,
+    pub launched: f64,
+    pub network_pool: u32,
+}
+
+/// A client that libuv polls.
+struct Polled {
+    client: RefCell<Client>,
+    closed: std::cell::Cell<bool>,
+}
+
+impl Pollable for Polled {
+    type Events = Vec<NativeEvent>;
+
+    fn ready(&self) -> Option<Vec<NativeEvent>> {
+        let mut events = Vec::new();
+        // Given back before JavaScript runs, which may make requests.
+        self.client.borrow_mut().dispatch(&mut events);
+        (!events.is_empty()).then(|| events.into_iter().map(NativeEvent::from).collect())
+    }
+
+    fn interest(&self) -> Interest {
+        match (self.client.borrow().in_flight(), self.closed.get()) {
+            (0, true) => Interest::Over,
+            (0, false) => Interest::Idle,
+            _ => Interest::Waiting,
+        }
+    }
+
+    fn teardown(&self) {
+        self.client.borrow_mut().destroy();
+    }
+}
+
+/// One fork server. Its events are handed to the function that the constructor takes, once for each wake-up.
+#[napi]
+pub struct Server {
+    poll: Rc<LoopPoll<Polled>>,
+}
+
+#[napi]
+impl Server {
+    /// Starts one. Does not wait for it: the event `server-ready` or `server-lost` tells.
+    #[napi(constructor, catch_unwind)]
+    pub fn new(
+        env: Env,
+        options: ServerOptions,
+        #[napi(ts_arg_type = "(events: NativeEvent[]) => void")] on_events: Function<'_, (), ()>,
+    ) -> Result<Self> {
+        let defaults = Options::default();
+        let size = |given: Option<u32>, default: usize| given.map_or(default, |count| count as usize);
+        let options = Options {
+            forkserver_path: options.forkserver_path.map(PathBuf::from),
+            image: IMAGE,
+            host_uid: options.host_uid,
+            host_gid: options.host_gid,
+            host_id_count: options.host_id_count.unwrap_or(defaults.host_id_count),
+            max_templates: size(options.max_templates, defaults.max_templates),
+            network_pool: size(options.network_pool, defaults.network_pool),
+        };
+        let client =
+            Client::start(options).map_err(|failure| Error::new(Status::GenericFailure, failure.to_string()))?;
+        let fd = client.poll_fd();
+        let owner = Polled { client: RefCell::new(client), closed: std::cell::Cell::new(false) };
+        Ok(Self { poll: LoopPoll::start(env, fd, on_events.raw(), owner)? })
+    }
+
+    /// The fork server's pid; 0 until `server-ready`.
+    #[napi(getter, catch_unwind)]
+    pub fn pid(&self) -> i32 {
+        self.poll.owner.client.borrow().pid()
+    }
+
+    /// Launches a program. Never blocks on the server.
+    #[napi(catch_unwind)]
+    pub fn launch(&self, request: NativeLaunch<'_>) -> NativeLaunched {
+        self.asked(|client| NativeLaunched::new(client.launch(request.convert())))
+    }
+
+    /// Builds a policy's template ahead. The event `prepared` or `failed` with the returned token tells.
+    #[napi(catch_unwind)]
+    pub fn prepare(&self, policy: &NativePolicy) -> Result<f64> {
+        self.asked(|client| client.prepare(&policy.handle))
+            .map(|token| token as f64)
+            .map_err(|failure| Error::new(Status::GenericFailure, failure.to_string()))
+    }
+
+    /// Sends a signal; false if the launch is over.
+    #[napi(catch_unwind)]
+    pub fn kill(&self, token: f64, signal: i32) -> bool {
+        self.asked(|client| client.kill(token as u64, signal))
+    }
+
+    /// What it does at the moment.
+    #[napi(catch_unwind)]
+    pub fn stats(&self) -> NativeServerStats {
+        let stats = self.poll.owner.client.borrow().stats();
+        NativeServerStats {
+            pid: stats.pid,
+            templates: stats.templates as u32,
+            running: stats.running as u32,
+            launched: stats.launched as f64,
+            network_pool: stats.network_pool as u32,
+        }
+    }
+
+    /// Kills the fork server and all that it serves. What is in flight is reported lost. Idempotent.
+    #[napi(catch_unwind)]
+    pub fn close(&self) {
+        self.poll.owner.closed.set(true);
+        self.asked(Client::destroy);
+    }
+
+    /// Makes a request, and keeps the process alive if it is to have an answer.
+    fn asked<R>(&self, request: impl FnOnce(&mut Client) -> R) -> R {
+        let answer = request(&mut self.poll.owner.client.borrow_mut());
+        self.poll.settle();
+        answer
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.poll.owner.teardown();
+        self.poll.close();
+    }
+}
