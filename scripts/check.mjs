@@ -14,10 +14,19 @@ const steps = [
   ['tsc', bin('tsc'), ['-p', 'tsconfig.json']],
   ['rustfmt', 'cargo', ['fmt', '--all', '--check']],
   ['clippy', 'cargo', ['clippy', '--workspace', '--all-targets', '--', '-D', 'warnings']],
-  ['rustdoc', 'cargo', ['doc', '--workspace', '--no-deps', '--document-private-items'], { RUSTDOCFLAGS: '-D warnings' }],
+  [
+    'rustdoc',
+    'cargo',
+    ['doc', '--workspace', '--no-deps', '--document-private-items'],
+    { RUSTDOCFLAGS: '-D warnings' },
+  ],
 ]
 if (have('git')) {
-  steps.push(['generated files', 'git', ['diff', '--exit-code', '--', 'binding.js', 'binding.d.ts', 'package-lock.json']])
+  steps.push([
+    'generated files',
+    'git',
+    ['diff', '--exit-code', '--', 'binding.js', 'binding.d.ts', 'package-lock.json'],
+  ])
 }
 if (!process.argv.includes('--lint')) {
   steps.push(['tests', process.execPath, [path.join(root, 'scripts', 'test.mjs')]])

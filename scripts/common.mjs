@@ -78,7 +78,7 @@ const filesBelow = (names) => {
       found.push(name)
       return
     }
-    for (const entry of readdirSync(name).sort()) visit(path.join(name, entry))
+    for (const entry of readdirSync(name).toSorted()) visit(path.join(name, entry))
   }
   for (const name of names) visit(path.join(root, name))
   return found

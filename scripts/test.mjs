@@ -5,13 +5,12 @@
 //
 // Ends with one line, `N passed, N failed`, over all of them. A suite that could not run counts as one failure.
 
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
-import { existsSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { spawnSync } from 'node:child_process'
 
-import { bin, bootstrap, have, helperPath, hostTriple, root, tee } from './common.mjs'
+import { bootstrap, have, helperPath, hostTriple, root, tee } from './common.mjs'
 
 const flags = process.argv.slice(2)
 const take = (flag) => {

@@ -1,0 +1,62 @@
+// nestbox: a fork server for Node.js that launches isolated Linux processes on request. This file is the public surface;
+// the request surface of sandbox2 is `nestbox/sandbox2`.
+
+export { run, unsandboxed } from './lib/shared.ts'
+export { Sandbox } from './lib/sandbox.ts'
+export { ForkServer } from './lib/server.ts'
+export { policy } from './lib/policy/policy.ts'
+export {
+  AbortError,
+  ExecError,
+  ForkServerError,
+  NestboxError,
+  PolicyError,
+  ProcessError,
+  QueueFullError,
+  RequestError,
+  SpawnError,
+  UnsupportedPlatformError,
+} from './lib/errors.ts'
+export type { Issue } from './lib/errors.ts'
+export type {
+  BindOptions,
+  FileOptions,
+  Ids,
+  LimitName,
+  Limits,
+  LimitsJSON,
+  MountJSON,
+  MountPointOptions,
+  Network,
+  Policy,
+  PolicyBase,
+  PolicyBuilder,
+  PolicyFactory,
+  PolicyJSON,
+  Requirement,
+  Size,
+  Syscalls,
+  TmpfsOptions,
+  UnixSockets,
+} from './lib/policy/types.ts'
+export type {
+  CommonResult,
+  Isolation,
+  Launcher,
+  LaunchFile,
+  LaunchOptions,
+  LinesOptions,
+  OutputFailure,
+  OutputFile,
+  PassedFd,
+  ResourceUsage,
+  Result,
+  Sandboxee,
+  Stdio,
+  StdioExtra,
+  StdioIn,
+  StdioOut,
+  Timings,
+  Violation,
+} from './lib/launch/types.ts'
+export type { ForkServerOptions, ForkServerStats, Percentiles, SandboxOptions, SandboxStats } from './lib/types.ts'

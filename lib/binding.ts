@@ -1,0 +1,35 @@
+// The way to the native addon. It is loaded by the first call that needs it and not by the import, so that the package can
+// be installed, imported and type-checked everywhere, and says in its own words where it can't run.
+
+import { createRequire } from 'node:module'
+import type * as Native from '#binding'
+
+import { UnsupportedPlatformError } from './errors.ts'
+
+let loaded: typeof Native | undefined
+
+/**
+ * The addon.
+ *
+ * @throws `UnsupportedPlatformError`
+ */
+export const native = (): typeof Native => (loaded ??= load())
+
+const load = (): typeof Native => {
+  const here = `${process.platform}-${process.arch}`
+  if (process.platform !== 'linux') {
+    throw new UnsupportedPlatformError(`nestbox runs on Linux only; this is ${here}.`)
+  }
+  try {
+    // require() and not import(): policies are built synchronously, and top-level await would make the package
+    // impossible to require().
+    return createRequire(import.meta.url)('#binding') as typeof Native
+  } catch (cause) {
+    throw new UnsupportedPlatformError(
+      `The native addon of nestbox could not be loaded on ${here}. Prebuilt ones exist for linux-x64 and linux-arm64, ` +
+        'glibc and musl; if this is one of them, check that optional dependencies were installed ' +
+        '(`npm ls` shows nestbox-linux-*), or build from source with `npm run build`.',
+      { cause },
+    )
+  }
+}

@@ -1,0 +1,163 @@
+// One run of a fork server, and the launches in flight on it.
+//
+// The core reports in batches of events, each with the token of its launch; here each finds its listener. When the fork
+// server is lost, every launch that has not been heard of by then is lost with it.
+
+import type {
+  NativeEnded,
+  NativeEvent,
+  NativeFailure,
+  NativeLaunched,
+  NativePolicy,
+  Server,
+  ServerOptions,
+} from '#binding'
+
+import { native } from './binding.ts'
+import { ForkServerError, fromFailure } from './errors.ts'
+
+/** Whoever waits for what becomes of one token. The last call is one of `ended`, `failed` and `lost`. */
+export interface Listener {
+  /** Init runs. */
+  placed?(pid: number): void
+  /** The program runs; or what was asked to be prepared is. */
+  started(pid: number): void
+  ended(ended: NativeEnded): void
+  failed(failure: NativeFailure): void
+  lost(error: ForkServerError): void
+}
+
+/** A running fork server. */
+export class Connection {
+  readonly #server: Server
+  readonly #listeners = new Map<number, Listener>()
+  /** Called whenever nothing is in flight any more. */
+  readonly #idle = new Set<() => void>()
+  #closed = false
+  /** Why it is gone, once it is. */
+  lost: ForkServerError | undefined
+  /** Settles once it is known whether the fork server runs. */
+  readonly ready: Promise<void>
+  #settleReady: { resolve: () => void; reject: (error: ForkServerError) => void }
+
+  constructor(options: ServerOptions) {
+    const settle: { resolve?: () => void; reject?: (error: ForkServerError) => void } = {}
+    this.ready = new Promise((resolve, reject) => {
+      settle.resolve = resolve
+      settle.reject = reject
+    })
+    this.#settleReady = settle as { resolve: () => void; reject: (error: ForkServerError) => void }
+    // Most callers don't wait for it: their launch tells them.
+    this.ready.catch(() => {})
+    this.#server = new (native().Server)(options, (events) => this.#receive(events))
+  }
+
+  get pid(): number {
+    return this.lost === undefined && !this.#closed ? this.#server.pid : 0
+  }
+
+  /** The core's side, for requests that this class has no word for. */
+  get server(): Server {
+    return this.#server
+  }
+
+  /** Registers a launch that the core has taken. */
+  listen(launched: NativeLaunched, listener: Listener): void {
+    this.#listeners.set(launched.token, listener)
+  }
+
+  /** Builds the template of a policy ahead of its first launch. */
+  prepare(policy: NativePolicy): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#listeners.set(this.#server.prepare(policy), {
+        started: () => resolve(),
+        ended: () => resolve(),
+        failed: (failure) => reject(fromFailure(failure)),
+        lost: reject,
+      })
+    })
+  }
+
+  kill(token: number, signal: number): boolean {
+    return this.#listeners.has(token) && this.#server.kill(token, signal)
+  }
+
+  stats(): ReturnType<Server['stats']> {
+    return this.#server.stats()
+  }
+
+  /** Resolves when nothing is in flight. */
+  idle(): Promise<void> {
+    if (this.#listeners.size === 0) return Promise.resolve()
+    return new Promise((resolve) => {
+      this.#idle.add(resolve)
+    })
+  }
+
+  /** Kills everything in flight, and nothing that comes later. */
+  killAll(signal: number): void {
+    for (const token of this.#listeners.keys()) this.#server.kill(token, signal)
+  }
+
+  /** Ends the fork server and all that it runs. */
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    this.#server.close()
+    this.#lose(new ForkServerError('The fork server was closed.', { code: 'ERR_NESTBOX_CLOSED' }))
+  }
+
+  #receive(events: readonly NativeEvent[]): void {
+    let lost: NativeEvent | undefined
+    for (const event of events) {
+      if (event.kind === 'server-ready') this.#settleReady.resolve()
+      // Last of all: what the same batch says about single launches is known better.
+      else if (event.kind === 'server-lost') lost = event
+      else this.#dispatch(event)
+    }
+    if (lost !== undefined) this.#lose(lostError(lost.failure))
+    if (this.#listeners.size === 0) this.#becomeIdle()
+  }
+
+  #dispatch(event: NativeEvent): void {
+    const { kind, token, pid = 0, failure, ended } = event
+    const listener = this.#listeners.get(token)
+    if (listener === undefined) return
+    if (kind === 'placed') {
+      listener.placed?.(pid)
+    } else if (kind === 'started') {
+      listener.started(pid)
+    } else {
+      this.#listeners.delete(token)
+      if (kind === 'prepared') listener.started(pid)
+      else if (kind === 'ended' && ended !== undefined) listener.ended(ended)
+      else if (kind === 'failed' && failure !== undefined) listener.failed(failure)
+      else listener.lost(this.lost ?? lostError(failure))
+    }
+  }
+
+  #lose(error: ForkServerError): void {
+    this.lost ??= error
+    this.#settleReady.reject(error)
+    const listeners = [...this.#listeners.values()]
+    this.#listeners.clear()
+    for (const listener of listeners) listener.lost(error)
+    // Idempotent, and lets go of what the core still holds of a fork server that died.
+    this.#closed = true
+    this.#server.close()
+    this.#becomeIdle()
+  }
+
+  #becomeIdle(): void {
+    const waiting = [...this.#idle]
+    this.#idle.clear()
+    for (const resolve of waiting) resolve()
+  }
+}
+
+const lostError = (failure: NativeFailure | undefined): ForkServerError => {
+  if (failure === undefined)
+    return new ForkServerError('The fork server died. What it ran is lost; the next call starts a new one.')
+  const error = fromFailure(failure)
+  return error instanceof ForkServerError ? error : new ForkServerError(error.message, { failure })
+}

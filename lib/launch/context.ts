@@ -1,0 +1,110 @@
+// What all launches of one launcher have in common: the policy's part of a request, taken apart once.
+
+import type { NativePolicy } from '#binding'
+
+import { SpawnError } from '../errors.ts'
+import { nativePolicy } from '../policy/policy.ts'
+import type { LimitsJSON, Policy } from '../policy/types.ts'
+
+/** An environment as the core takes it, and the `PATH` in it. */
+export interface Environment {
+  readonly joined: string
+  readonly path: string
+}
+
+/** Where a bare name is looked up if there is no `PATH`: what execvp(3) does. */
+const DEFAULT_PATH = '/bin:/usr/bin'
+
+/** Tells a nested nestbox (or sandbox2) that no fork server can be started here. */
+const MARK = 'SANDBOX2_NOFORKSERVER'
+
+/** The policy's side of launches, or the absence of one. */
+export interface LaunchContext {
+  /** False: without isolation. */
+  readonly isolated: boolean
+  /** The core's policy; made on first use. */
+  native(): NativePolicy | undefined
+  readonly limits: LimitsJSON
+  readonly mountPoints: ReadonlySet<string>
+  /** The working directory of launches that name none. */
+  cwd(): string
+  /** The environment with a launch's laid over it; undefined if there must be one and is none. */
+  environment(over: Readonly<Record<string, string | undefined>> | undefined): Environment | undefined
+  /** Why no launch can succeed, if so. */
+  readonly unmet: SpawnError | undefined
+}
+
+const join = (entries: ReadonlyMap<string, string>): Environment => {
+  const path = entries.get('PATH') ?? DEFAULT_PATH
+  let joined = ''
+  for (const [name, value] of entries) if (name !== MARK) joined += `${name}=${value}\0`
+  return { joined: `${joined}${MARK}=1`, path }
+}
+
+const overlay = (
+  base: Readonly<Record<string, string>>,
+  over: Readonly<Record<string, string | undefined>>,
+): Environment => {
+  const entries = new Map(Object.entries(base))
+  for (const [name, value] of Object.entries(over)) {
+    if (value === undefined) entries.delete(name)
+    else entries.set(name, value)
+  }
+  return join(entries)
+}
+
+/** The context of a sandbox. */
+export const sandboxContext = (policy: Policy): LaunchContext => {
+  const environment = join(new Map(Object.entries(policy.env)))
+  const mountPoints = new Set<string>()
+  for (const mount of policy.mounts) if (mount.type === 'mountPoint') mountPoints.add(mount.path)
+  const cwd = policy.base === 'host-system' ? '/tmp' : '/'
+  return {
+    isolated: true,
+    native: () => nativePolicy(policy),
+    limits: policy.limits,
+    mountPoints,
+    cwd: () => cwd,
+    environment: (over) => (over === undefined ? environment : overlay(policy.env, over)),
+    unmet: policy.require.length === 0 ? undefined : unmet(policy),
+  }
+}
+
+/** A protection that this version cannot give must not be promised by a launch that works. */
+const unmet = (policy: Policy): SpawnError => {
+  const names = policy.require.map((name) => `'${name}'`).join(', ')
+  const hint = `Leave it out of policy.require() until it is supported; everything else that the policy asks for is enforced.`
+  return new SpawnError(`The policy requires ${names}, which this version of nestbox does not enforce. ${hint}`, {
+    errno: 0,
+    errnoName: '',
+    syscall: '',
+    step: 'require',
+    hint,
+  })
+}
+
+const NO_LIMITS: LimitsJSON = Object.freeze({
+  wallTime: null,
+  cpuTime: null,
+  processes: null,
+  // Not the program's limit but the host's protection: its memory holds what is captured.
+  output: 10 * 1024 ** 2,
+  disk: null,
+  openFiles: null,
+  fileSize: null,
+  addressSpacePerProcess: null,
+  stack: null,
+  core: null,
+})
+
+/** The context of launches without isolation. */
+export const unsandboxedContext: LaunchContext = Object.freeze({
+  isolated: false,
+  native: () => undefined,
+  limits: NO_LIMITS,
+  mountPoints: new Set<string>(),
+  cwd: () => process.cwd(),
+  environment: (over: Readonly<Record<string, string | undefined>> | undefined) =>
+    over === undefined ? undefined : overlay({}, over),
+  unmet: undefined,
+})

@@ -1,0 +1,385 @@
+// One launch, from the moment it may start until its result: opens what must be opened, hands the request to the core,
+// makes the streams, listens to the abort signal, and settles its promises exactly once, when the nest is dead.
+
+import { close, open } from 'node:fs'
+import type { Socket } from 'node:net'
+import type { NativeEnded, NativeFailure, NativeLaunch, NativeLaunched } from '#binding'
+
+import type { Connection, Listener } from '../connection.ts'
+import {
+  AbortError,
+  asError,
+  type ForkServerError,
+  fromFailure,
+  type NestboxError,
+  RequestError,
+  requestError,
+  SpawnError,
+} from '../errors.ts'
+import { signalNumber } from '../signals.ts'
+import { type LaunchRequest, type OpenFile, unsafeDescriptor } from './request.ts'
+import { type AnyResult, makeResult, processError, type Streamed } from './result.ts'
+import { RunningSandboxee } from './sandboxee.ts'
+import { duplexStream, feed, inputStream, OutputMeter, OutputStream, releaseDuplex } from './streams.ts'
+
+const SIGKILL = 9
+
+/**
+ * How long a result waits for a pipe to be empty. The writers are dead, so there is nothing to wait for; unless the program
+ * has managed to leave its end of the pipe to somebody, who must not delay the result for ever.
+ */
+const PATIENCE = 1000
+
+/** Whoever keeps account of launches. */
+export interface Ledger {
+  /** The launch is over; its result, if there is one. */
+  over(flight: Flight, result: AnyResult | undefined): void
+}
+
+/** Gives the connection to launch on, starting the fork server if there is none. */
+export type Connect = () => Connection
+
+/** One launch. */
+export class Flight implements Listener {
+  readonly request: LaunchRequest
+  /** The sandboxee's streams; there once it runs. */
+  stdin: Socket | undefined
+  stdout: OutputStream | undefined
+  stderr: OutputStream | undefined
+  comms: Socket | undefined
+  /** The number of the host's end of the comms channel; a zygote is spoken to through it. */
+  commsFd: number | undefined
+  extra: Socket[] = []
+  pid = 0
+  /** How the launch ended. */
+  readonly result: Promise<AnyResult>
+
+  readonly #ledger: Ledger
+  readonly #created = performance.now()
+  #resolve!: (result: AnyResult) => void
+  #reject!: (error: Error) => void
+  #spawned: { resolve: (sandboxee: RunningSandboxee) => void; reject: (error: Error) => void } | undefined
+  #connection: Connection | undefined
+  #token = 0
+  /** Descriptors that were opened for this launch. */
+  #opened: number[] = []
+  #queueMs = 0
+  #sent = 0
+  #canceled = false
+  #timedOut = false
+  #settled = false
+  /** What the caller's input stream failed with. */
+  #inputError: Error | undefined
+  #meter: OutputMeter | undefined
+  #timers: NodeJS.Timeout[] = []
+  readonly #onAbort = (): void => this.#abort()
+
+  constructor(request: LaunchRequest, ledger: Ledger) {
+    this.request = request
+    this.#ledger = ledger
+    this.result = new Promise((resolve, reject) => {
+      this.#resolve = resolve
+      this.#reject = reject
+    })
+    request.signal?.addEventListener('abort', this.#onAbort, { once: true })
+  }
+
+  /** The running program. Call it before the launch. */
+  spawned(): Promise<RunningSandboxee> {
+    // Whether anybody looks at the result of a sandboxee is the caller's affair.
+    this.result.catch(() => {})
+    return new Promise((resolve, reject) => {
+      this.#spawned = { resolve, reject }
+    })
+  }
+
+  /** Takes off. Never throws. */
+  begin(connect: Connect): void {
+    if (this.#settled) return
+    this.#queueMs = performance.now() - this.#created
+    const { context, late } = this.request
+    try {
+      if (context.unmet !== undefined) throw context.unmet
+      const connection = connect()
+      if (late.length === 0) this.#launch(connection, this.request.message)
+      else this.#openAndLaunch(connection).catch((error: unknown) => this.turnAway(asError(error)))
+    } catch (error) {
+      this.turnAway(asError(error))
+    }
+  }
+
+  /** Ends it before anything was launched. */
+  turnAway(error: Error): void {
+    this.#fail(error)
+  }
+
+  /** SIGKILL takes the nest, anything else goes to the program. */
+  kill(signal: number): boolean {
+    if (this.#connection === undefined || this.#settled) return false
+    const sent = this.#connection.kill(this.#token, signal)
+    if (sent) this.#sent = signal
+    return sent
+  }
+
+  /** What it was launched on; undefined before it is. */
+  get connection(): Connection | undefined {
+    return this.#connection
+  }
+
+  // ---- launching --------------------------------------------------------------------------------------------------------
+
+  async #openAndLaunch(connection: Connection): Promise<void> {
+    const message = { ...this.request.message }
+    for (const { targets, source } of this.request.late) {
+      // One after the other, so that what was opened is known if the next one fails.
+      // oxlint-disable-next-line no-await-in-loop
+      const fd = 'file' in source ? await this.#open(source) : source.fd
+      if (fd < 0) throw requestError('The launch passes a FileHandle', ['stdio', targets[0] ?? 0], 'It is closed')
+      for (const target of targets) putDescriptor(message, target, fd)
+      // A file handle is passed as any open descriptor; what was opened here may still be a directory.
+      if (this.request.message.checkFds === false) mustBeSafe(fd, targets[0] ?? 0)
+    }
+    // It may have been aborted meanwhile.
+    if (!this.#settled) this.#launch(connection, message)
+  }
+
+  #open({ file, flags }: OpenFile): Promise<number> {
+    return new Promise((resolve, reject) => {
+      open(file, flags, 0o666, (error, fd) => {
+        if (error) {
+          reject(openError(file, error))
+          return
+        }
+        if (this.#settled) close(fd)
+        else this.#opened.push(fd)
+        resolve(fd)
+      })
+    })
+  }
+
+  #launch(connection: Connection, message: NativeLaunch): void {
+    const { context, checkHere, inputStream: input } = this.request
+    // It may have died while files were opened.
+    if (connection.lost !== undefined) throw connection.lost
+    for (const fd of checkHere) mustBeSafe(fd, fd)
+    const policy = context.native()
+    if (policy !== undefined) message.policy = policy
+    const launched = connection.server.launch(message)
+    if (launched.failure !== undefined) {
+      this.#fail(fromFailure(launched.failure))
+      return
+    }
+    this.#connection = connection
+    this.#token = launched.token
+    connection.listen(launched, this)
+    this.#attach(launched)
+    if (input !== undefined && this.stdin !== undefined) {
+      feed(input, this.stdin, (error) => {
+        this.#inputError ??= error
+        this.kill(SIGKILL)
+      })
+    }
+  }
+
+  /** Makes streams of the descriptors that came back. */
+  #attach({ stdin, stdout, stderr, comms, extra }: NativeLaunched): void {
+    const { inputBytes, onOverflow, kind, buffer, limits } = this.request
+    if (stdin !== undefined) {
+      this.stdin = inputStream(stdin)
+      if (inputBytes !== undefined) this.stdin.end(inputBytes)
+    }
+    if (stdout !== undefined || stderr !== undefined) {
+      const meter = new OutputMeter(limits.output, onOverflow, () => this.kill(SIGKILL))
+      const keep = kind === 'spawn' && buffer ? (limits.output ?? Infinity) : undefined
+      if (stdout !== undefined) this.stdout = new OutputStream(stdout, meter, keep)
+      if (stderr !== undefined) this.stderr = new OutputStream(stderr, meter, keep)
+      this.#meter = meter
+      // Nobody can read what `run` does not keep.
+      if (kind === 'run') {
+        this.stdout?.discard()
+        this.stderr?.discard()
+      }
+    }
+    if (comms !== undefined) {
+      this.commsFd = comms
+      this.comms = duplexStream(comms)
+    }
+    if (extra !== undefined) this.extra = extra.map(duplexStream)
+  }
+
+  // ---- what becomes of it -----------------------------------------------------------------------------------------------
+
+  started(pid: number): void {
+    if (this.#settled || this.pid !== 0) return
+    this.pid = pid
+    this.#closeOpened()
+    const { softTimeout } = this.request
+    if (softTimeout !== undefined) {
+      this.#after(softTimeout, () => {
+        this.#timedOut = true
+        this.#terminate()
+      })
+    }
+    this.#deliver()
+  }
+
+  ended(ended: NativeEnded): void {
+    this.pid = ended.pid
+    const streams = [this.stdout, this.stderr].filter((stream) => stream !== undefined)
+    if (streams.length === 0) {
+      this.#finish(ended)
+      return
+    }
+    for (const stream of streams) stream.drain()
+    void this.#finishDrained(ended, streams)
+  }
+
+  async #finishDrained(ended: NativeEnded, streams: readonly OutputStream[]): Promise<void> {
+    let timer: NodeJS.Timeout | undefined
+    const patience = new Promise<void>((resolve) => {
+      timer = setTimeout(resolve, PATIENCE)
+    })
+    await Promise.race([Promise.all(streams.map((stream) => stream.ended)), patience])
+    clearTimeout(timer)
+    this.#finish(ended)
+  }
+
+  failed(failure: NativeFailure): void {
+    this.#fail(this.#canceled ? this.#abortError(undefined) : fromFailure(failure))
+  }
+
+  lost(error: ForkServerError): void {
+    this.#fail(this.#canceled ? this.#abortError(undefined) : error)
+  }
+
+  #finish(ended: NativeEnded): void {
+    if (this.#settled) return
+    const { request } = this
+    const result = makeResult(request, ended, {
+      queueMs: this.#queueMs,
+      canceled: this.#canceled,
+      timedOut: this.#timedOut,
+      sent: this.#sent,
+      stdout: streamed(this.stdout),
+      stderr: streamed(this.stderr),
+      overflowed: this.#meter?.overflowed ?? false,
+    })
+    // It ran, however short: whoever spawned it gets to know it before its result.
+    this.#deliver()
+    if (this.#canceled) this.#fail(this.#abortError(result), result)
+    else if (this.#inputError !== undefined) this.#fail(inputFailure(this.#inputError), result)
+    else if (request.reject && result.failed) this.#fail(processError(result, request.limits), result)
+    else {
+      this.#settle(result)
+      this.#resolve(result)
+    }
+  }
+
+  /** Hands the sandboxee to whoever spawned it; unless it was aborted, for then there is nothing to be had. */
+  #deliver(): void {
+    if (this.#spawned === undefined || this.#canceled) return
+    const { resolve } = this.#spawned
+    this.#spawned = undefined
+    resolve(new RunningSandboxee(this))
+  }
+
+  #fail(error: Error, result?: AnyResult): void {
+    if (this.#settled) return
+    this.#settle(result)
+    this.#spawned?.reject(error)
+    // Otherwise the one who spawned it has been told already.
+    this.#reject(error)
+  }
+
+  #settle(result: AnyResult | undefined): void {
+    this.#settled = true
+    this.request.signal?.removeEventListener('abort', this.#onAbort)
+    for (const timer of this.#timers) clearTimeout(timer)
+    this.#closeOpened()
+    this.stdin?.destroy()
+    if (this.comms !== undefined) releaseDuplex(this.comms)
+    for (const stream of this.extra) releaseDuplex(stream)
+    if (result === undefined) {
+      this.stdout?.destroy()
+      this.stderr?.destroy()
+    }
+    this.#ledger.over(this, result)
+  }
+
+  // ---- ending it early --------------------------------------------------------------------------------------------------
+
+  #abort(): void {
+    if (this.#settled || this.#canceled) return
+    this.#canceled = true
+    // Not launched yet, and never will be.
+    if (this.#connection === undefined) this.#fail(this.#abortError(undefined))
+    else this.#terminate()
+  }
+
+  /** `killSignal`, and SIGKILL if that does not help. */
+  #terminate(): void {
+    const { killSignal, forceKillAfterDelay } = this.request
+    this.kill(signalNumber(killSignal))
+    if (killSignal !== 'SIGKILL') this.#after(forceKillAfterDelay, () => this.kill(SIGKILL))
+  }
+
+  #after(ms: number, work: () => void): void {
+    // A timer's largest delay; what is longer than 24 days is left to the core's own limit.
+    if (ms <= 0x7f_ff_ff_ff) this.#timers.push(setTimeout(work, ms))
+  }
+
+  #abortError(result: AnyResult | undefined): AbortError {
+    if (result === undefined) return abortedBefore(this.request)
+    const message = `The launch of ${this.request.file} was aborted, and all of its processes are dead.`
+    return new AbortError(message, { cause: this.request.signal?.reason, result })
+  }
+
+  #closeOpened(): void {
+    for (const fd of this.#opened) close(fd)
+    this.#opened = []
+  }
+}
+
+/** The error of a launch that was aborted before its program ran. */
+export const abortedBefore = ({ file, signal }: LaunchRequest): AbortError =>
+  new AbortError(`The launch of ${file} was aborted before the program ran.`, { cause: signal?.reason })
+
+const streamed = (stream: OutputStream | undefined): Streamed | undefined =>
+  stream === undefined ? undefined : { bytes: stream.bytes, kept: stream.collected() }
+
+const putDescriptor = (message: NativeLaunch, target: number, fd: number): void => {
+  if (target === 0) message.stdin = fd
+  else if (target === 1) message.stdout = fd
+  else if (target === 2) message.stderr = fd
+  else {
+    const extra = message.extraFds ?? []
+    const at = extra.findIndex((number, index) => index % 2 === 0 && number === target)
+    message.extraFds = at === -1 ? [...extra, target, fd] : extra.with(at + 1, fd)
+  }
+}
+
+const mustBeSafe = (fd: number, target: number): void => {
+  const message = unsafeDescriptor(fd)
+  if (message === undefined) return
+  const issues = [{ path: ['stdio', target], message }]
+  throw new RequestError(`The descriptor ${fd} can't be passed: ${message}.`, issues, { code: 'ERR_NESTBOX_UNSAFE_FD' })
+}
+
+const openError = (file: string, error: NodeJS.ErrnoException): NestboxError =>
+  new SpawnError(
+    `The host file ${file} could not be opened: ${error.message}. It failed at the step 'open-stdio'.`,
+    {
+      errno: Math.abs(error.errno ?? 0),
+      errnoName: error.code ?? '',
+      syscall: 'open',
+      step: 'open-stdio',
+      path: file,
+    },
+    { cause: error },
+  )
+
+const inputFailure = (cause: Error): RequestError => {
+  const issues = [{ path: ['input'], message: cause.message }]
+  const message = `The stream given as input failed, so the program was killed: ${cause.message}`
+  return new RequestError(message, issues, { cause, code: 'ERR_NESTBOX_INPUT' })
+}

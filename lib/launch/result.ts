@@ -1,0 +1,305 @@
+// From what the core reports to the result that callers see: the verdict, the text, the account of what was enforced.
+
+import { constants } from 'node:os'
+import type { NativeEnded } from '#binding'
+
+import { ProcessError } from '../errors.ts'
+import type { LimitName, LimitsJSON, Network, Syscalls } from '../policy/types.ts'
+import { signalName } from '../signals.ts'
+import type { LaunchRequest } from './request.ts'
+import type { Isolation, OutputFailure, ResourceUsage, Result, Timings } from './types.ts'
+
+/** What the host knows of a launch's end, next to what the core reports. */
+export interface HostFacts {
+  readonly queueMs: number
+  /** Its `signal` ended it. */
+  readonly canceled: boolean
+  /** The host's own timer for `killSignal` ended it. */
+  readonly timedOut: boolean
+  /** The last signal that the host sent, by number; 0 if none. */
+  readonly sent: number
+  /** What was captured or counted on streams of the host; undefined where the core did it. */
+  readonly stdout: Streamed | undefined
+  readonly stderr: Streamed | undefined
+  /** A stream of the host went past the limit. */
+  readonly overflowed: boolean
+}
+
+/** A stream's share of the result. */
+export interface Streamed {
+  readonly bytes: number
+  readonly kept: Buffer | undefined
+}
+
+/** A result whose options are not known here. */
+export type AnyResult = Result
+
+// ---- the verdict ------------------------------------------------------------------------------------------------------------
+
+/** How it ended, as it stands in the result. */
+export type Verdict =
+  | { readonly status: 'exited'; readonly exitCode: number }
+  | { readonly status: 'signaled'; readonly signal: NodeJS.Signals }
+  | { readonly status: 'limit-exceeded'; readonly limit: LimitName; readonly signal?: NodeJS.Signals }
+  | { readonly status: 'violation' }
+  | { readonly status: 'killed'; readonly signal: NodeJS.Signals }
+
+/** Decides by evidence: violation, limit, killed by the host, signal, exit. */
+export const verdict = (
+  ended: Pick<NativeEnded, 'ending' | 'status' | 'limit' | 'killedByHost' | 'filter'>,
+  host: Pick<HostFacts, 'timedOut' | 'sent' | 'overflowed'>,
+  onOverflow: LaunchRequest['onOverflow'],
+): Verdict => {
+  const signaled = ended.ending === 'signaled'
+  // The kernel's own kill by a filter; without one a SIGSYS is a signal like others.
+  if (signaled && ended.status === constants.signals.SIGSYS && ended.filter === 'default')
+    return { status: 'violation' }
+  const limit = limitOf(ended.limit, host, onOverflow)
+  if (limit !== undefined) {
+    return signaled
+      ? { status: 'limit-exceeded', limit, signal: signalName(ended.status) }
+      : { status: 'limit-exceeded', limit }
+  }
+  if (!signaled) return { status: 'exited', exitCode: ended.status }
+  const signal = signalName(ended.status)
+  // A program that was asked to stop, and crashes of something else, was not killed by us.
+  const ours = ended.killedByHost && (ended.status === host.sent || ended.status === constants.signals.SIGKILL)
+  return ours ? { status: 'killed', signal } : { status: 'signaled', signal }
+}
+
+const limitOf = (
+  limit: NativeEnded['limit'],
+  host: Pick<HostFacts, 'timedOut' | 'overflowed'>,
+  onOverflow: LaunchRequest['onOverflow'],
+): LimitName | undefined => {
+  if (limit !== undefined) return limit
+  if (host.overflowed && onOverflow === 'kill') return 'output'
+  return host.timedOut ? 'wallTime' : undefined
+}
+
+// ---- the whole --------------------------------------------------------------------------------------------------------------
+
+/** The result of a launch. */
+export const makeResult = (request: LaunchRequest, ended: NativeEnded, host: HostFacts): AnyResult => {
+  const end = verdict(ended, host, request.onOverflow)
+  const outputs = readOutputs(request, ended)
+  const overflowed = host.overflowed || outgrew(request, ended)
+  const limit = end.status === 'limit-exceeded' ? end.limit : undefined
+  const result = {
+    ...end,
+    failed: end.status !== 'exited' || end.exitCode !== 0 || outputs.missing,
+    timedOut: limit === 'wallTime',
+    isMaxBuffer: limit === 'output' || overflowed,
+    isCanceled: host.canceled,
+    stdout: content(request, host.stdout === undefined ? ended.stdout : host.stdout.kept),
+    stderr: content(request, host.stderr === undefined ? ended.stderr : host.stderr.kept),
+    stdoutBytes: host.stdout?.bytes ?? ended.stdoutBytes,
+    stderrBytes: host.stderr?.bytes ?? ended.stderrBytes,
+    outputs: outputs.found,
+    ...(outputs.errors === undefined ? undefined : { outputErrors: outputs.errors }),
+    limitsHit: limitsHit(ended, overflowed, limit),
+    durationMs: milliseconds(ended.submittedNs, ended.endedNs),
+    resourceUsage: resourceUsage(ended),
+    timings: timings(ended, host.queueMs),
+    isolation: isolation(request, ended),
+    file: request.file,
+    args: request.args,
+    command: command(request),
+    pid: ended.pid,
+  }
+  return result as unknown as AnyResult
+}
+
+/** With `reject: true`: the error that a failed result is. */
+export const processError = (result: AnyResult, limits: LimitsJSON): ProcessError =>
+  new ProcessError(`${reason(result, limits)}: ${result.command}`, result)
+
+const reason = (result: AnyResult, limits: LimitsJSON): string => {
+  switch (result.status) {
+    case 'violation':
+      return 'Command violated its syscall filter'
+    case 'limit-exceeded':
+      return result.timedOut && limits.wallTime !== null
+        ? `Command timed out after ${limits.wallTime} milliseconds`
+        : `Command exceeded its limit of ${result.limit}`
+    case 'killed':
+      return `Command was killed by the host with ${result.signal}`
+    case 'signaled':
+      return `Command was killed with ${result.signal}`
+    case 'exited':
+      return result.exitCode === 0
+        ? `Command did not leave the outputs ${Object.keys(result.outputErrors ?? {}).join(', ')}`
+        : `Command failed with exit code ${result.exitCode}`
+  }
+}
+
+// ---- output -----------------------------------------------------------------------------------------------------------------
+
+const NEWLINE = 10
+const RETURN = 13
+
+/** What was captured, in the form that was asked for. */
+const content = (request: LaunchRequest, bytes: Buffer | undefined): string | string[] | Uint8Array | undefined => {
+  if (bytes === undefined) return undefined
+  // Not a Buffer, whose methods differ from what the type says.
+  if (request.encoding === 'buffer') return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length)
+  if (request.lines) return splitLines(bytes.toString())
+  return bytes.toString('utf8', 0, request.stripFinalNewline ? lengthWithoutNewline(bytes) : bytes.length)
+}
+
+const lengthWithoutNewline = (bytes: Buffer): number => {
+  const { length } = bytes
+  if (bytes[length - 1] !== NEWLINE) return length
+  return bytes[length - 2] === RETURN ? length - 2 : length - 1
+}
+
+const splitLines = (text: string): string[] => {
+  const lines = text.split(/\r?\n/)
+  // What follows the last newline is no line unless there is something.
+  if (lines.at(-1) === '') lines.pop()
+  return lines
+}
+
+/** The core counted more than it was to keep. */
+const outgrew = (request: LaunchRequest, ended: NativeEnded): boolean =>
+  request.limits.output !== null && ended.stdoutBytes + ended.stderrBytes > request.limits.output
+
+const NO_LIMITS_HIT: readonly LimitName[] = Object.freeze([])
+
+/** What was reached without being the end. */
+const limitsHit = (ended: NativeEnded, overflowed: boolean, limit: LimitName | undefined): readonly LimitName[] => {
+  const hit: LimitName[] = []
+  if (overflowed && limit !== 'output') hit.push('output')
+  if (ended.diskFull) hit.push('disk')
+  return hit.length === 0 ? NO_LIMITS_HIT : hit
+}
+
+interface ReadOutputs {
+  readonly found: Readonly<Record<string, unknown>>
+  readonly errors: Readonly<Record<string, OutputFailure>> | undefined
+  /** One that was required is not there. */
+  readonly missing: boolean
+}
+
+const NO_OUTPUTS: ReadOutputs = Object.freeze({ found: Object.freeze({}), errors: undefined, missing: false })
+
+const readOutputs = (request: LaunchRequest, ended: NativeEnded): ReadOutputs => {
+  const { outputNames, outputs } = request
+  if (outputNames.length === 0) return NO_OUTPUTS
+  const found: Record<string, unknown> = {}
+  const errors: Record<string, OutputFailure> = {}
+  let missing = false
+  for (const [index, name] of outputNames.entries()) {
+    const output = ended.outputs[index]
+    const asked = outputs?.[name]
+    if (asked === undefined) continue
+    if (output !== undefined && output.errno === undefined && output.tooLarge !== true) {
+      const { content: bytes } = output
+      found[name] =
+        asked.to !== undefined || bytes === undefined
+          ? { bytes: output.bytes }
+          : new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length)
+      continue
+    }
+    const failure = outputFailure(asked.path, asked.maxBytes, output)
+    if (asked.optional === true && failure.errnoName === 'ENOENT') continue
+    errors[name] = failure
+    missing = true
+  }
+  return { found, errors: missing ? errors : undefined, missing }
+}
+
+const outputFailure = (
+  path: string,
+  maxBytes: number,
+  output: NativeEnded['outputs'][number] | undefined,
+): OutputFailure => {
+  if (output?.tooLarge === true) {
+    return { path, errnoName: 'EFBIG', message: `${path} has more than ${maxBytes} bytes.` }
+  }
+  const errnoName = output?.errnoName ?? 'ENOENT'
+  const why = OUTPUT_FAILURES[errnoName] ?? 'could not be read'
+  return { path, errnoName, message: `${path} ${why} (${errnoName}).` }
+}
+
+const OUTPUT_FAILURES: Readonly<Record<string, string | undefined>> = {
+  ENOENT: 'does not exist',
+  ELOOP: 'is, or lies behind, a symbolic link',
+  EXDEV: 'lies behind a mount or a link that leads elsewhere',
+  EMEDIUMTYPE: 'is no regular file',
+  EEXIST: 'was to be written to a host file that exists',
+}
+
+// ---- accounts ---------------------------------------------------------------------------------------------------------------
+
+const milliseconds = (from: number, to: number): number => Math.max(to - from, 0) / 1e6
+
+const timings = (ended: NativeEnded, queueMs: number): Timings => {
+  const { markSteps, markNs, submittedNs, execNs, endedNs } = ended
+  let before = submittedNs
+  return {
+    queueMs,
+    setupMs: milliseconds(submittedNs, execNs),
+    execMs: milliseconds(execNs, endedNs),
+    warm: false,
+    steps: markSteps.map((step, index) => {
+      const at = markNs[index] ?? before
+      const ms = milliseconds(before, at)
+      before = at
+      return { step, ms }
+    }),
+  }
+}
+
+/** What the nest used. */
+export const resourceUsage = (ended: NativeEnded): ResourceUsage => ({
+  userCpuMs: ended.userCpuUs / 1000,
+  systemCpuMs: ended.systemCpuUs / 1000,
+  peakMemoryBytes: ended.maxRssKib * 1024,
+  memorySource: 'max-rss',
+  minorFaults: ended.minorFaults,
+  majorFaults: ended.majorFaults,
+  voluntaryContextSwitches: ended.voluntarySwitches,
+  involuntaryContextSwitches: ended.involuntarySwitches,
+})
+
+const isolation = (request: LaunchRequest, ended: NativeEnded): Isolation => ({
+  namespaces: ended.namespaces,
+  network: ended.network as Network,
+  syscalls: ended.filter as Syscalls,
+  noNewPrivs: ended.noNewPrivs,
+  capabilities: request.context.isolated ? 'none' : 'inherited',
+  limits: limitsInForce(request.limits),
+  skipped: ended.skipped,
+})
+
+const inForce = new WeakMap<LimitsJSON, Isolation['limits']>()
+
+/** Without the limits that are none; once per policy, for most launches have no limits of their own. */
+const limitsInForce = (limits: LimitsJSON): Isolation['limits'] => {
+  const known = inForce.get(limits)
+  if (known !== undefined) return known
+  const made = Object.freeze(
+    Object.fromEntries(Object.entries(limits).filter(([, value]) => value !== null)),
+  ) as Isolation['limits']
+  inForce.set(limits, made)
+  return made
+}
+
+/** The command as one line, for reading. */
+export const command = ({ file, args }: { file: string; args: readonly string[] }): string => {
+  let line = quoted(file)
+  for (const arg of args) line += ` ${quoted(arg)}`
+  return line
+}
+
+/** As in a shell, though never meant for one; control characters escaped, for this goes into logs. */
+const quoted = (word: string): string => {
+  if (/^[\w%+,./:=@-]+$/.test(word)) return word
+  return `'${word.replaceAll("'", String.raw`'\''`).replaceAll(CONTROL, escaped)}'`
+}
+
+// oxlint-disable-next-line no-control-regex
+const CONTROL = /[\u0000-\u001F\u007F-\u009F]/g
+
+const escaped = (character: string): string => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`

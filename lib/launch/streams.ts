@@ -1,0 +1,171 @@
+// The host's ends of a sandboxee's pipes and channels.
+//
+// The core hands over plain descriptors; each becomes a `net.Socket`, which reads through libuv, honours back-pressure and
+// owns the descriptor. Output is wrapped once more, for three reasons: the limit of the output is kept while it arrives,
+// however slowly it is consumed; nothing is lost if the caller looks at the stream only after the end; and the descriptor
+// is closed at the end even if the caller never looks.
+
+import { Socket } from 'node:net'
+import { pipeline, Readable, type Writable } from 'node:stream'
+
+/** What may pass on stdout and stderr together. */
+export class OutputMeter {
+  readonly #limit: number
+  readonly #mode: 'kill' | 'keep-head' | 'keep-tail'
+  readonly #overflow: () => void
+  #passed = 0
+  /** More came than the limit allows. */
+  overflowed = false
+
+  constructor(limit: number | null, mode: 'kill' | 'keep-head' | 'keep-tail', overflow: () => void) {
+    this.#limit = limit ?? Infinity
+    this.#mode = mode
+    this.#overflow = overflow
+  }
+
+  /** How many bytes of a chunk are let through. */
+  take(length: number): number {
+    const room = this.#limit - this.#passed
+    this.#passed += length
+    if (length <= room) return length
+    if (!this.overflowed) {
+      this.overflowed = true
+      if (this.#mode === 'kill') this.#overflow()
+    }
+    return this.#mode === 'keep-tail' ? length : Math.max(room, 0)
+  }
+}
+
+/** What is kept of a stream for the result: all that passed, or the last of it. */
+class Collected {
+  readonly #most: number
+  #chunks: Buffer[] = []
+  #length = 0
+
+  constructor(most: number) {
+    this.#most = most
+  }
+
+  add(chunk: Buffer): void {
+    this.#chunks.push(chunk)
+    this.#length += chunk.length
+    // Trimmed by whole chunks as it grows, to the byte at the end.
+    for (let first = this.#chunks[0]; first !== undefined; first = this.#chunks[0]) {
+      if (this.#length - first.length < this.#most) return
+      this.#chunks.shift()
+      this.#length -= first.length
+    }
+  }
+
+  bytes(): Buffer {
+    const all = Buffer.concat(this.#chunks)
+    return all.length > this.#most ? all.subarray(all.length - this.#most) : all
+  }
+}
+
+/** What a pipe holds at most, unless root has made it larger. What is left in it at the end is read without being asked for. */
+const PIPE = 1024 * 1024
+
+/** stdout or stderr of a sandboxee. */
+export class OutputStream extends Readable {
+  readonly #source: Socket
+  readonly #meter: OutputMeter
+  readonly #collected: Collected | undefined
+  /** What may still be read ahead of the consumer. */
+  #ahead = 0
+  /** Everything that the program wrote has arrived. */
+  readonly ended: Promise<void>
+  /** Bytes that arrived, kept or not. */
+  bytes = 0
+
+  /** @param keep - how much of it is kept for the result; undefined if it is the caller's alone */
+  constructor(fd: number, meter: OutputMeter, keep: number | undefined) {
+    super()
+    this.#meter = meter
+    this.#collected = keep === undefined ? undefined : new Collected(keep)
+    // What is kept must not wait for a caller who relies on that, and may never look at the stream.
+    if (keep !== undefined) this.#ahead = Infinity
+    const source = new Socket({ fd, readable: true, writable: false })
+    this.#source = source
+    this.ended = new Promise((resolve) => {
+      source.once('close', () => resolve())
+    })
+    source.on('data', (chunk: Buffer) => this.#arrived(chunk))
+    source.once('end', () => this.push(null))
+    source.once('error', (error) => this.destroy(error))
+    // A caller who does not care about read errors (there are none to speak of) must not crash of one.
+    this.on('error', () => {})
+    if (keep === undefined) source.pause()
+  }
+
+  /** What was kept for the result. */
+  collected(): Buffer | undefined {
+    return this.#collected?.bytes()
+  }
+
+  /** The program is dead: reads what is left in the pipe into memory, so that the pipe can be closed. */
+  drain(): void {
+    if (this.#ahead === 0) this.#ahead = PIPE
+    this.#source.resume()
+  }
+
+  /** Drops whatever comes. */
+  discard(): void {
+    this.#ahead = Infinity
+    this.resume()
+  }
+
+  override _read(): void {
+    this.#source.resume()
+  }
+
+  override _destroy(error: Error | null, done: (error: Error | null) => void): void {
+    this.#source.destroy()
+    done(error)
+  }
+
+  #arrived(chunk: Buffer): void {
+    this.bytes += chunk.length
+    const length = this.#meter.take(chunk.length)
+    if (length === 0) return
+    const kept = length === chunk.length ? chunk : chunk.subarray(0, length)
+    this.#collected?.add(kept)
+    const wanted = this.push(kept)
+    if (wanted) return
+    this.#ahead -= chunk.length
+    if (this.#ahead <= 0) {
+      this.#ahead = 0
+      this.#source.pause()
+    }
+  }
+}
+
+/** A program that does not read, or is gone, is no error of whoever writes to it. */
+const ignoreErrors = (stream: Socket): Socket => stream.on('error', () => {})
+
+/** stdin of a sandboxee. */
+export const inputStream = (fd: number): Socket => ignoreErrors(new Socket({ fd, readable: false, writable: true }))
+
+/** A channel to a sandboxee. */
+export const duplexStream = (fd: number): Socket => ignoreErrors(new Socket({ fd, readable: true, writable: true }))
+
+/** The nest is dead: lets go of a channel that nobody reads; one that is being read ends by itself. */
+export const releaseDuplex = (stream: Socket): void => {
+  if (stream.readableFlowing === null) stream.resume()
+}
+
+/** Errors that only say that the program stopped reading. */
+const GONE = new Set(['EPIPE', 'ECONNRESET', 'ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYED'])
+
+/** Writes a caller's stream to stdin. `failed` hears of what goes wrong with the stream itself. */
+export const feed = (from: Readable, to: Writable, failed: (error: Error) => void): void => {
+  const broken = (error: Error): void => {
+    // Of the two ends only the caller's can fail in earnest; and once ours is gone it does not matter.
+    if (!to.destroyed || from.errored === error) failed(error)
+  }
+  pipeline(from, to, (error) => {
+    if (!error) return
+    if (GONE.has(error.code ?? '') && from.errored === null) return
+    broken(error)
+  })
+}

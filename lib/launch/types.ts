@@ -1,0 +1,385 @@
+// The types of a launch: its options, the result that they determine, and what launches. Written by hand, because they
+// are the documentation; the schemas in `./schema.ts` are tied to them at compile time.
+
+import type { FileHandle } from 'node:fs/promises'
+import type { Duplex, Readable, Writable } from 'node:stream'
+
+import type { LimitName, Limits, Network, Size, Syscalls } from '../policy/types.ts'
+
+// ---- options --------------------------------------------------------------------------------------------------------
+
+/**
+ * An open file descriptor of the host, passed as it is; the caller keeps (and closes) its own. Directories, `O_PATH`
+ * descriptors and sockets lead out of a sandbox and are refused, unless `unsafe` says that this is meant.
+ */
+export interface PassedFd {
+  fd: number
+  /** @defaultValue `false` */
+  unsafe?: boolean | undefined
+}
+
+/**
+ * Where stdin comes from: `'pipe'` a stream of the sandboxee, `'ignore'` nowhere, `'inherit'` the host's own stdin, a host
+ * file, an open descriptor.
+ */
+export type StdioIn = 'pipe' | 'ignore' | 'inherit' | FileHandle | { file: string } | PassedFd
+
+/** Where stdout or stderr goes to. A `file` is truncated unless `append` is set, and made if it is missing. */
+export type StdioOut =
+  | 'pipe'
+  | 'ignore'
+  | 'inherit'
+  | FileHandle
+  | { file: string; append?: boolean | undefined }
+  | PassedFd
+
+/** A descriptor from 3 on: `'pipe'` is a duplex stream in `sandboxee.stdio`, `'ignore'` leaves the number closed. */
+export type StdioExtra = 'pipe' | 'ignore' | 'inherit' | FileHandle | PassedFd
+
+/** All descriptors; the index is the number inside. */
+export type Stdio =
+  | 'pipe'
+  | 'ignore'
+  | 'inherit'
+  | readonly [
+      stdin?: StdioIn | undefined,
+      stdout?: StdioOut | undefined,
+      stderr?: StdioOut | 'stdout' | undefined,
+      ...extra: (StdioExtra | undefined)[],
+    ]
+
+/** A file that a launch puts inside. */
+export interface LaunchFile {
+  content: string | Uint8Array
+  /** @defaultValue `0o644` */
+  mode?: number | undefined
+}
+
+/** A file that is brought out after the nest is dead. Only regular files, no link is followed. */
+export interface OutputFile {
+  /** Absolute path inside. */
+  path: string
+  /** A larger file is not brought out. Counted while reading. */
+  maxBytes: Size
+  /** Write it to this new host file instead of giving its bytes. It must not exist. */
+  to?: string | undefined
+  /**
+   * It is no failure if there is no such file.
+   *
+   * @defaultValue `false`
+   */
+  optional?: boolean | undefined
+}
+
+/** What can be said about one launch. Every path is one inside, except where it says host. */
+export interface LaunchOptions {
+  /** Laid over the policy's environment; `undefined` removes a name. The host's environment is never read. */
+  env?: Readonly<Record<string, string | undefined>> | undefined
+  /** @defaultValue `'/tmp'` with the base `'host-system'`, `'/'` with `'empty'` */
+  cwd?: string | undefined
+  /** @defaultValue `file` */
+  argv0?: string | undefined
+  /** @defaultValue `'ignore'`; `'pipe'` with `input` */
+  stdin?: StdioIn | undefined
+  /** @defaultValue `'pipe'` */
+  stdout?: StdioOut | undefined
+  /**
+   * `'stdout'`: one pipe for both, in the true order.
+   *
+   * @defaultValue `'pipe'`
+   */
+  stderr?: StdioOut | 'stdout' | undefined
+  /** All descriptors in one: excludes `stdin`, `stdout` and `stderr`. */
+  stdio?: Stdio | undefined
+  /** What is written to stdin, which then ends. It is no error if the program does not read it. */
+  input?: string | Uint8Array | Readable | undefined
+  /** Files put below a tmpfs of the nest: private copies, gone afterwards. By path. */
+  files?: Readonly<Record<string, string | Uint8Array | LaunchFile>> | undefined
+  /** Host paths shown at mount points that the policy declared. By path inside. */
+  binds?: Readonly<Record<string, string>> | undefined
+  /** Files to bring out afterwards. By a name of your choice, which is the key in `result.outputs`. */
+  outputs?: Readonly<Record<string, OutputFile>> | undefined
+  /**
+   * A duplex channel: fd 1023 inside, `sandboxee.comms` outside. Only with `spawn`.
+   *
+   * @defaultValue `false`
+   */
+  comms?: boolean | undefined
+  /** Tightens the policy's limits. Anything above them is a `RequestError`. */
+  limits?: Limits | undefined
+  /** Milliseconds: the same as `limits.wallTime`; 0 sets none. */
+  timeout?: number | undefined
+  /** Aborts the launch. The promise rejects with an `AbortError`, after the nest is dead. */
+  signal?: AbortSignal | undefined
+  /**
+   * What an abort, or this launch's own `timeout`, sends to the program first. Unless it is SIGKILL the nest is killed
+   * `forceKillAfterDelay` later.
+   *
+   * @defaultValue `'SIGKILL'`, which takes the whole nest at once
+   */
+  killSignal?: NodeJS.Signals | undefined
+  /**
+   * Milliseconds between `killSignal` and SIGKILL. Never lasts beyond the policy's `wallTime`.
+   *
+   * @defaultValue 5,000
+   */
+  forceKillAfterDelay?: number | undefined
+  /**
+   * `'utf8'`: text. `'buffer'`: bytes, exactly as they came.
+   *
+   * @defaultValue `'utf8'`
+   */
+  encoding?: 'utf8' | 'buffer' | undefined
+  /**
+   * Keep the output for the result.
+   *
+   * @defaultValue `true` for `run`, `false` for `spawn`, where the streams are yours
+   */
+  buffer?: boolean | undefined
+  /**
+   * Split text into lines.
+   *
+   * @defaultValue `false`
+   */
+  lines?: boolean | undefined
+  /**
+   * Drop one newline at the end of text.
+   *
+   * @defaultValue `true`
+   */
+  stripFinalNewline?: boolean | undefined
+  /**
+   * Past the limit `output`: kill the nest, or let it run and keep the first or the last of what it wrote. On a stream
+   * that is yours `'keep-tail'` passes everything.
+   *
+   * @defaultValue `'kill'`
+   */
+  onOverflow?: 'kill' | 'keep-head' | 'keep-tail' | undefined
+  /**
+   * Reject with a `ProcessError` if the program failed.
+   *
+   * @defaultValue `false`
+   */
+  reject?: boolean | undefined
+}
+
+// ---- what the options determine ---------------------------------------------------------------------------------------
+
+// Every conditional type distributes over the option's value, so `options: LaunchOptions` (not a literal) yields the union.
+
+/** The value of option `K` in `O`, with its default `D`. */
+export type Opt<O, K extends PropertyKey, D> = K extends keyof O
+  ? Exclude<O[K], undefined> | (undefined extends O[K] ? D : never)
+  : D
+
+/** Entry `I` of the option `stdio`, with its default `D`. */
+type Slot<S, I extends 0 | 1 | 2, D> = S extends string
+  ? S
+  : S extends readonly unknown[]
+    ? `${I}` extends keyof S
+      ? Exclude<S[`${I}`], undefined> | (undefined extends S[`${I}`] ? D : never)
+      : D
+    : D
+
+/** The value of `stdin`, `stdout` or `stderr`, given by itself or in `stdio`. */
+type Descriptor<O, K extends 'stdin' | 'stdout' | 'stderr', I extends 0 | 1 | 2, D> = 'stdio' extends keyof O
+  ? O extends { stdio?: infer S }
+    ? S extends undefined
+      ? Opt<O, K, D>
+      : K extends keyof O
+        ? Opt<O, K, D> | Slot<S, I, D>
+        : Slot<S, I, D>
+    : Opt<O, K, D>
+  : Opt<O, K, D>
+
+type Text<E, L> = E extends 'buffer' ? Uint8Array : L extends true ? string[] : string
+type Captured<B, S, T> = B extends false ? undefined : S extends 'pipe' ? T : undefined
+type Out<O, K extends 'stdout' | 'stderr', I extends 1 | 2, B> = Captured<
+  B,
+  Descriptor<O, K, I, 'pipe'>,
+  Text<Opt<O, 'encoding', 'utf8'>, Opt<O, 'lines', false>>
+>
+type IfPipe<S, T> = S extends 'pipe' ? T : undefined
+type OutStream<O, K extends 'stdout' | 'stderr', I extends 1 | 2> = IfPipe<Descriptor<O, K, I, 'pipe'>, Readable>
+type InStream<O> = IfPipe<Descriptor<O, 'stdin', 0, 'ignore'>, Writable>
+type OutputOf<F> =
+  | (F extends { to: string } ? { readonly bytes: number } : Uint8Array)
+  | (F extends { optional: true } ? undefined : never)
+type Outputs<O> = O extends { outputs: infer F } ? { readonly [K in keyof F]: OutputOf<F[K]> } : {}
+
+// ---- the result --------------------------------------------------------------------------------------------------------
+
+/** A system call that the filter refused. */
+export interface Violation {
+  readonly syscall: string
+  readonly number: number
+  /** The six arguments, in hexadecimal. */
+  readonly args: string[]
+  readonly arch: string
+  readonly instructionPointer: string
+  readonly path?: string
+}
+
+/** What the nest used. */
+export interface ResourceUsage {
+  readonly userCpuMs: number
+  readonly systemCpuMs: number
+  readonly peakMemoryBytes: number
+  /** How `peakMemoryBytes` was measured. `'max-rss'`: the largest single process. */
+  readonly memorySource: 'cgroup' | 'max-rss'
+  readonly minorFaults: number
+  readonly majorFaults: number
+  readonly voluntaryContextSwitches: number
+  readonly involuntaryContextSwitches: number
+}
+
+/** Where the time of a launch went, in milliseconds. */
+export interface Timings {
+  /** Waiting for the sandbox's `maxConcurrency`. */
+  readonly queueMs: number
+  /** From the request's leaving the queue to the program's exec. */
+  readonly setupMs: number
+  /** From exec to the death of the whole nest. */
+  readonly execMs: number
+  /** The nest had been prepared ahead. */
+  readonly warm: boolean
+  /** The steps of the set-up, in order, each with what it took since the one before. */
+  readonly steps: readonly { readonly step: string; readonly ms: number }[]
+}
+
+/** What was enforced. */
+export interface Isolation {
+  /** The namespaces that were the nest's own: `'user'`, `'mnt'`, `'pid'`, `'ipc'`, `'uts'`, `'net'`, `'cgroup'`. */
+  readonly namespaces: readonly string[]
+  readonly network: Network
+  readonly syscalls: Syscalls
+  readonly noNewPrivs: boolean
+  /** `'none'`: all five sets are empty. */
+  readonly capabilities: 'none' | 'inherited'
+  /** The limits in force: bytes and milliseconds. A limit that is not there is none. */
+  readonly limits: { readonly [K in LimitName]?: number }
+  /** Optional binds whose source was missing, and other things left out. */
+  readonly skipped: readonly string[]
+}
+
+/** Why a required output is not there. */
+export interface OutputFailure {
+  readonly path: string
+  /** errno's name; `'EFBIG'`: it is larger than `maxBytes`. */
+  readonly errnoName: string
+  readonly message: string
+}
+
+/** What every result has. Booleans are always present. */
+export interface CommonResult<O extends LaunchOptions, B> {
+  /** Anything but exit code 0 with all required outputs. */
+  readonly failed: boolean
+  /** The wall-clock limit ended it. */
+  readonly timedOut: boolean
+  /** It wrote more than the limit `output`. */
+  readonly isMaxBuffer: boolean
+  /** Its `signal` ended it. */
+  readonly isCanceled: boolean
+  /** What it wrote, if that was a buffered pipe. */
+  readonly stdout: Out<O, 'stdout', 1, B>
+  readonly stderr: Out<O, 'stderr', 2, B>
+  /** Bytes that came through the pipe, kept or not. */
+  readonly stdoutBytes: number
+  readonly stderrBytes: number
+  /**
+   * By name. One that could not be brought out is missing here and explained in `outputErrors`; unless it was optional
+   * and not there, the launch counts as failed.
+   */
+  readonly outputs: Outputs<O>
+  /** Why outputs are missing, by name. Absent if none is. */
+  readonly outputErrors?: { readonly [name: string]: OutputFailure }
+  /** Limits that were reached without ending the program: output dropped, a full tmpfs. */
+  readonly limitsHit: readonly LimitName[]
+  /** Milliseconds from the request's leaving the queue to the death of the nest. */
+  readonly durationMs: number
+  readonly resourceUsage: ResourceUsage
+  readonly timings: Timings
+  readonly isolation: Isolation
+  readonly file: string
+  readonly args: readonly string[]
+  /** File and arguments as one line, quoted for reading, not for a shell. */
+  readonly command: string
+  /** The program's process id, as the host sees it. */
+  readonly pid: number
+}
+
+/**
+ * How a launch ended, decided by evidence in this order: violation, limit, killed by the host, signal, exit. It is JSON but
+ * for bytes.
+ */
+export type Result<O extends LaunchOptions = {}, B = Opt<O, 'buffer', true>> = CommonResult<O, B> &
+  (
+    | { readonly status: 'exited'; readonly exitCode: number }
+    | { readonly status: 'signaled'; readonly signal: NodeJS.Signals }
+    | { readonly status: 'limit-exceeded'; readonly limit: LimitName; readonly signal?: NodeJS.Signals }
+    | { readonly status: 'violation'; readonly violation?: Violation }
+    | { readonly status: 'killed'; readonly signal: NodeJS.Signals }
+  )
+
+// ---- launching ---------------------------------------------------------------------------------------------------------
+
+/** Whatever can launch programs. */
+export interface Launcher {
+  /**
+   * Runs a program to its end.
+   *
+   * Resolves however the program ends: exit codes, signals, limits. Rejects if it could not be run as asked.
+   *
+   * @param file - a path inside, or a bare name that is looked up in the sandbox's `PATH` and tree
+   * @throws `RequestError`, `SpawnError`, `ExecError`, `ForkServerError`, `QueueFullError`, `AbortError`; with
+   *   `reject: true` also `ProcessError`. Never synchronously.
+   */
+  run<const O extends LaunchOptions = {}>(file: string, args?: readonly string[], options?: O): Promise<Result<O>>
+  /**
+   * Starts a program. Resolves once it runs.
+   *
+   * @throws as {@link Launcher.run}
+   */
+  spawn<const O extends LaunchOptions = {}>(file: string, args?: readonly string[], options?: O): Promise<Sandboxee<O>>
+}
+
+/** What {@link Sandboxee.lines} takes. */
+export interface LinesOptions {
+  /** @defaultValue `'stdout'` */
+  from?: 'stdout' | 'stderr' | undefined
+  /**
+   * A longer line comes in pieces of this many UTF-16 code units.
+   *
+   * @defaultValue 65,536
+   */
+  maxLength?: number | undefined
+}
+
+/** A running program. Not thenable: await {@link Sandboxee.result}. Disposing kills it. */
+export interface Sandboxee<O extends LaunchOptions = {}> extends AsyncDisposable {
+  /** The program's process id, as the host sees it. */
+  readonly pid: number
+  /** Writes to its stdin. An `EPIPE` is no error: it means that the program does not read. */
+  readonly stdin: InStream<O>
+  readonly stdout: OutStream<O, 'stdout', 1>
+  readonly stderr: OutStream<O, 'stderr', 2>
+  /** All streams by the number inside; the first three are `stdin`, `stdout` and `stderr`. */
+  readonly stdio: readonly (Readable | Writable | Duplex | undefined)[]
+  /** The host's end of fd 1023. */
+  readonly comms: O extends { comms: true } ? Duplex : undefined
+  /** Settles as {@link Launcher.run} does. Never raises `unhandledRejection`. Does not wait for you to read the streams. */
+  readonly result: Promise<Result<O, Opt<O, 'buffer', false>>>
+  /**
+   * SIGKILL, the default, takes the whole nest; any other signal goes to the program.
+   *
+   * @returns whether there was something to send it to
+   */
+  kill(signal?: NodeJS.Signals): boolean
+  /**
+   * The output by lines, without their ends. Bounded: reads no further than you take. Call it again to go on after a
+   * `break`.
+   *
+   * @throws `RequestError` if there is no such stream
+   */
+  lines(options?: LinesOptions): AsyncIterable<string>
+}

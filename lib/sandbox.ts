@@ -1,0 +1,209 @@
+// A policy on a fork server, with its queue and its accounts.
+
+import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
+import * as z from 'zod'
+
+import { describeIssues, NestboxError, RequestError } from './errors.ts'
+import { sandboxContext } from './launch/context.ts'
+import type { Flight } from './launch/flight.ts'
+import type { AnyResult } from './launch/result.ts'
+import type { Launcher } from './launch/types.ts'
+import { type Gate, makeLauncher } from './launcher.ts'
+import { nativePolicy, policy as policyFactory, toPolicy } from './policy/policy.ts'
+import type { Policy, PolicyBuilder } from './policy/types.ts'
+import { Queue } from './queue.ts'
+import { RunningForkServer, sharedServer } from './server.ts'
+import type { ForkServer, Percentiles, Sandbox as SandboxType, SandboxOptions, SandboxStats } from './types.ts'
+import { check, countSchema, MillisecondsSchema, type Tied } from './validate.ts'
+
+const ServerSchema = z.custom<ForkServer>(
+  (server) => server instanceof RunningForkServer,
+  'It must be what ForkServer.start() gave',
+)
+
+const SandboxOptionsSchema = z.strictObject({
+  maxConcurrency: countSchema(1).optional(),
+  maxQueue: countSchema(0).optional(),
+  queueTimeout: MillisecondsSchema.optional(),
+  server: ServerSchema.optional(),
+})
+
+/** The schema says what the hand-written type says; a difference is a compile error here. */
+export const tied: Tied<z.input<typeof SandboxOptionsSchema>, SandboxOptions> = true
+
+type CheckedOptions = z.output<typeof SandboxOptionsSchema>
+
+const SIGKILL = 9
+
+/** Latencies, recorded in microseconds. */
+class Latency {
+  readonly #histogram: RecordableHistogram = createHistogram()
+
+  record(ms: number): void {
+    this.#histogram.record(Math.max(Math.round(ms * 1000), 1))
+  }
+
+  percentiles(): Percentiles {
+    const histogram = this.#histogram
+    const { count } = histogram
+    if (count === 0) return { count, mean: 0, min: 0, p50: 0, p90: 0, p99: 0, p999: 0, max: 0 }
+    const at = (percentile: number): number => histogram.percentile(percentile) / 1000
+    return {
+      count,
+      mean: histogram.mean / 1000,
+      min: histogram.min / 1000,
+      p50: at(50),
+      p90: at(90),
+      p99: at(99),
+      p999: at(99.9),
+      max: histogram.max / 1000,
+    }
+  }
+}
+
+class RunningSandbox implements SandboxType {
+  readonly policy: Policy
+  readonly run: Launcher['run']
+  readonly spawn: Launcher['spawn']
+  readonly #server: RunningForkServer
+  readonly #queue: Queue<Flight>
+  readonly #flights = new Set<Flight>()
+  readonly #latency = { queue: new Latency(), setup: new Latency(), total: new Latency() }
+  #launched = 0
+  #completed = 0
+  #errored = 0
+  #closed = false
+  #idle: (() => void)[] = []
+
+  constructor(policy: Policy, server: RunningForkServer, options: CheckedOptions) {
+    this.policy = policy
+    this.#server = server
+    const { maxConcurrency = Infinity, maxQueue = Infinity, queueTimeout = Infinity } = options
+    const connect = (): ReturnType<RunningForkServer['connection']> => server.connection()
+    this.#queue = new Queue(maxConcurrency, maxQueue, queueTimeout, (flight: Flight) => {
+      this.#launched += 1
+      this.#flights.add(flight)
+      flight.begin(connect)
+    })
+    const gate: Gate = {
+      admit: (flight) => {
+        if (this.#closed) this.#queue.turnAway(flight, closed())
+        else this.#queue.add(flight)
+      },
+      over: (flight, result) => this.#over(flight, result),
+    }
+    const context = sandboxContext(policy)
+    const launcher = makeLauncher(() => context, gate)
+    this.run = launcher.run
+    this.spawn = launcher.spawn
+  }
+
+  /** Makes the first launch as fast as the others. What goes wrong is for the launches to report. */
+  async prepare(): Promise<void> {
+    try {
+      await this.#server.connection().prepare(nativePolicy(this.policy))
+    } catch {
+      // The launch meets the same obstacle, or it is gone by then.
+    }
+  }
+
+  stats(): SandboxStats {
+    return {
+      running: this.#queue.running,
+      queued: this.#queue.waiting,
+      launched: this.#launched,
+      completed: this.#completed,
+      errored: this.#errored,
+      rejected: this.#queue.rejected,
+      latency: {
+        queue: this.#latency.queue.percentiles(),
+        setup: this.#latency.setup.percentiles(),
+        total: this.#latency.total.percentiles(),
+      },
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true
+    await this.#drained()
+  }
+
+  async destroy(): Promise<void> {
+    this.#closed = true
+    this.#queue.clear(closed)
+    for (const flight of this.#flights) flight.kill(SIGKILL)
+    await this.#drained()
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.destroy()
+  }
+
+  #over(flight: Flight, result: AnyResult | undefined): void {
+    if (this.#flights.delete(flight)) {
+      if (result === undefined) {
+        this.#errored += 1
+      } else {
+        this.#completed += 1
+        this.#latency.queue.record(result.timings.queueMs)
+        this.#latency.setup.record(result.timings.setupMs)
+        this.#latency.total.record(result.durationMs)
+      }
+    }
+    this.#queue.remove(flight)
+    if (this.#queue.running > 0 || this.#queue.waiting > 0) return
+    const waiting = this.#idle
+    this.#idle = []
+    for (const resolve of waiting) resolve()
+  }
+
+  #drained(): Promise<void> {
+    if (this.#queue.running === 0 && this.#queue.waiting === 0) return Promise.resolve()
+    return new Promise((resolve) => {
+      this.#idle.push(resolve)
+    })
+  }
+}
+
+const closed = (): NestboxError =>
+  new NestboxError('ERR_NESTBOX_CLOSED', 'The sandbox was closed: it takes no more launches.')
+
+let shared: RunningSandbox | undefined
+
+/** The process-wide sandbox of `policy('host-system')`, on the process-wide fork server. It has no disposal. */
+export const sharedSandbox = (): SandboxType =>
+  (shared ??= new RunningSandbox(policyFactory('host-system').build(), sharedServer(), {}))
+
+/** A policy on a fork server, with its queue. Disposing is `destroy`. */
+export type Sandbox = SandboxType
+
+/** Makes sandboxes. */
+export const Sandbox: {
+  /**
+   * Makes a sandbox, and its policy ready for the first launch.
+   *
+   * What keeps the policy from being carried out on this host (a bind source that is missing, user namespaces that are
+   * forbidden) is reported by the launches.
+   *
+   * @param policy - `policy('host-system')` by default
+   * @throws `PolicyError`, `RequestError`, `UnsupportedPlatformError`
+   */
+  create(policy?: Policy | PolicyBuilder, options?: SandboxOptions): Promise<SandboxType>
+} = Object.freeze({
+  async create(policy?: Policy | PolicyBuilder, options: SandboxOptions = {}): Promise<SandboxType> {
+    const checked = check(SandboxOptionsSchema, options)
+    if (!checked.ok) {
+      const { issues, cause } = checked.error
+      throw new RequestError(describeIssues("Sandbox.create() was asked for something that can't be", issues), issues, {
+        cause,
+      })
+    }
+    const sandbox = new RunningSandbox(
+      policy === undefined ? policyFactory('host-system').build() : toPolicy(policy),
+      (checked.value.server as RunningForkServer | undefined) ?? sharedServer(),
+      checked.value,
+    )
+    await sandbox.prepare()
+    return sandbox
+  },
+})

@@ -1,0 +1,137 @@
+// The types of what launches are made with: the fork server and the sandbox. Interfaces, so that users can pass a stub in
+// tests.
+
+import type { Launcher } from './launch/types.ts'
+import type { Policy } from './policy/types.ts'
+
+/** What a {@link ForkServer} is started with. */
+export interface ForkServerOptions {
+  /**
+   * Only for a host that is root: the unprivileged ids that sandboxees run as, outside. With a `count` each running nest
+   * gets ids of its own, from `uid` and `gid` upwards. Ignored for other hosts, whose sandboxees run as the caller.
+   *
+   * @defaultValue `{ uid: 65534, gid: 65534 }`
+   */
+  hostIds?: { uid: number; gid: number; count?: number | undefined } | undefined
+  /**
+   * How many policies are kept ready. The least recently used one goes first.
+   *
+   * @defaultValue 64
+   */
+  maxTemplates?: number | undefined
+  /**
+   * How many network namespaces are kept ready.
+   *
+   * @defaultValue chosen by the core
+   */
+  networkPool?: number | undefined
+}
+
+/** Counters of a fork server. */
+export interface ForkServerStats {
+  /** Its process id; 0 while none runs. */
+  readonly pid: number
+  /** Policies kept ready. */
+  readonly templates: number
+  /** Launches in flight. */
+  readonly running: number
+  /** Launches since it started. */
+  readonly launched: number
+  /** Network namespaces kept ready. */
+  readonly networkPool: number
+  /** How many times it was started: more than once means that it died. */
+  readonly starts: number
+}
+
+/**
+ * A fork server: the small helper process that launches on request. Disposing is {@link ForkServer.destroy}. An idle one
+ * does not keep the host alive, and none outlives it.
+ *
+ * If it dies, what it ran is lost (`ForkServerError`), and the next call starts a new one.
+ */
+export interface ForkServer extends AsyncDisposable {
+  /** Its process id; 0 while none runs. */
+  readonly pid: number
+  /**
+   * Launches **without isolation**: the host's ids, root, network and working directory. For hosts with a big heap, whose
+   * own `child_process` is slow. `env` must be given.
+   */
+  readonly unsandboxed: Launcher
+  stats(): ForkServerStats
+  /** Takes no more launches, and ends when those in flight have ended. */
+  close(): Promise<void>
+  /** Kills everything it runs, then itself. Idempotent, never rejects. */
+  destroy(): Promise<void>
+}
+
+/** What a {@link Sandbox} is made with. */
+export interface SandboxOptions {
+  /**
+   * Launches that run at one time; more wait.
+   *
+   * @defaultValue `Infinity`
+   */
+  maxConcurrency?: number | undefined
+  /**
+   * Launches that wait at one time; one more is a `QueueFullError`.
+   *
+   * @defaultValue `Infinity`
+   */
+  maxQueue?: number | undefined
+  /**
+   * Milliseconds that a launch waits at most, before it is a `QueueFullError`.
+   *
+   * @defaultValue `Infinity`
+   */
+  queueTimeout?: number | undefined
+  /** @defaultValue the process-wide one, started on first use */
+  server?: ForkServer | undefined
+}
+
+/** The distribution of a time, in milliseconds. Zeros as long as there was none. */
+export interface Percentiles {
+  readonly count: number
+  readonly mean: number
+  readonly min: number
+  readonly p50: number
+  readonly p90: number
+  readonly p99: number
+  readonly p999: number
+  readonly max: number
+}
+
+/** Counters and latencies of a sandbox. */
+export interface SandboxStats {
+  /** Launches in flight. */
+  readonly running: number
+  /** Launches that wait. */
+  readonly queued: number
+  /** Launches that left the queue. */
+  readonly launched: number
+  /** Launches that gave a result, whatever it was. */
+  readonly completed: number
+  /** Launches that rejected, turned away ones left out. */
+  readonly errored: number
+  /** Launches turned away: queue full, or waited too long. */
+  readonly rejected: number
+  readonly latency: {
+    /** Waiting in the queue. */
+    readonly queue: Percentiles
+    /** From leaving the queue to exec. */
+    readonly setup: Percentiles
+    /** From leaving the queue to the result. */
+    readonly total: Percentiles
+  }
+}
+
+/**
+ * A policy on a fork server, with its queue. Disposing is {@link Sandbox.destroy}.
+ */
+export interface Sandbox extends Launcher, AsyncDisposable {
+  readonly policy: Policy
+  stats(): SandboxStats
+  /** Takes no more launches, and ends when those that run or wait have ended. */
+  close(): Promise<void>
+  /** Kills its own launches, and turns away those that wait. Idempotent, never rejects. */
+  destroy(): Promise<void>
+}

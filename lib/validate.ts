@@ -1,0 +1,159 @@
+// Validation by zod, and the schemas that everything else is made of. Schemas are module constants: to build one takes
+// longer than to launch a program takes in JavaScript.
+
+import { types } from 'node:util'
+import * as z from 'zod'
+
+import type { Issue } from './errors.ts'
+import type { Size } from './policy/types.ts'
+import { SnapshotError, snapshot } from './snapshot.ts'
+
+/**
+ * `true` if a schema and a hand-written type say the same: the same keys, and each assignable to the other. Used as
+ * `export const tied: Tied<z.input<typeof Schema>, Interface> = true`.
+ */
+export type Tied<A, B> = [keyof A] extends [keyof B]
+  ? [keyof B] extends [keyof A]
+    ? [A] extends [B]
+      ? [B] extends [A]
+        ? true
+        : never
+      : never
+    : never
+  : never
+
+/** A value that was read once and found right, or what is wrong with it. */
+export type Checked<T> = { readonly ok: true; readonly value: T } | { readonly ok: false; readonly error: Invalid }
+
+/** What is wrong with an input. */
+export interface Invalid {
+  readonly issues: readonly Issue[]
+  readonly cause: unknown
+}
+
+/** Copies an input and validates the copy. */
+export const check = <S extends z.ZodType>(schema: S, input: unknown): Checked<z.output<S>> => {
+  let copied: unknown
+  try {
+    copied = snapshot(input)
+  } catch (cause) {
+    if (cause instanceof SnapshotError) return { ok: false, error: { issues: cause.issues, cause } }
+    throw cause
+  }
+  return checkCopied(schema, copied)
+}
+
+/** Validates what was copied already. */
+export const checkCopied = <S extends z.ZodType>(schema: S, copied: unknown): Checked<z.output<S>> => {
+  const result = schema.safeParse(copied)
+  if (result.success) return { ok: true, value: result.data }
+  return { ok: false, error: { issues: result.error.issues.flatMap(toIssues), cause: result.error } }
+}
+
+/** zod's issues, with unions unfolded to the branch that came nearest. */
+const toIssues = (issue: z.core.$ZodIssue): Issue[] => {
+  if (issue.code === 'unrecognized_keys') {
+    return issue.keys.map((key) => ({ path: [...issue.path, key], message: 'There is no such option' }))
+  }
+  return [{ path: [...issue.path], message: issue.message }]
+}
+
+// ---- strings that the kernel gets to see ----------------------------------------------------------------------------------
+
+/** A string that arrives as it was given: the kernel ends it at a NUL, and a lone surrogate has no UTF-8. */
+const isKernelString = (text: string): boolean => !text.includes('\0') && text.isWellFormed()
+
+const NOT_A_KERNEL_STRING = 'It must have no NUL byte and be well-formed Unicode'
+
+/** Any string that the kernel can take, the empty one included. */
+export const KernelString = z.string('It must be a string').refine(isKernelString, NOT_A_KERNEL_STRING)
+
+/** One that is not empty. */
+export const NonEmptyString = KernelString.refine((text) => text !== '', 'It must not be empty')
+
+/** What is wrong with a path inside, or a host path of a policy. */
+const pathProblem = (path: string): string | undefined => {
+  if (path === '') return 'The path must not be empty'
+  if (!isKernelString(path)) return NOT_A_KERNEL_STRING
+  if (!path.startsWith('/')) return `The path must be absolute, got ${JSON.stringify(path)}`
+  if (path.split('/').includes('..')) return `The path must not contain "..", got ${JSON.stringify(path)}`
+  return undefined
+}
+
+/** The same path with neither empty nor `.` components, so that equal paths are equal strings. */
+const cleanPath = (path: string): string => {
+  // The common case is clean; the rest is worth no cleverness.
+  if (!/\/(?:\/|\.(?:\/|$)|$)/.test(path)) return path
+  return `/${path
+    .split('/')
+    .filter((part) => part !== '' && part !== '.')
+    .join('/')}`
+}
+
+/** An absolute path without `..`; cleaned. */
+export const AbsolutePath = z
+  .string('It must be a string')
+  .check((context) => {
+    const message = pathProblem(context.value)
+    if (message !== undefined) context.issues.push({ code: 'custom', message, input: context.value })
+  })
+  .overwrite(cleanPath)
+
+/** The name of an environment variable. */
+export const EnvName = NonEmptyString.refine((name) => !name.includes('='), 'It must not contain "="')
+
+// ---- numbers ------------------------------------------------------------------------------------------------------------
+
+const UNITS = { B: 1, KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3 } as const
+
+const SIZE = /^(\d+(?:\.\d+)?)(B|KiB|MiB|GiB)$/
+
+/** The bytes that a size means; NaN if it means none. */
+const bytesOf = (size: unknown): number => {
+  if (typeof size === 'number') return size
+  const match = typeof size === 'string' ? SIZE.exec(size) : null
+  if (match === null) return Number.NaN
+  return Number(match[1]) * UNITS[match[2] as keyof typeof UNITS]
+}
+
+/** A whole number that is at least `least`, or `Infinity`. (zod's own numbers are finite.) */
+const isCount = (count: unknown, least: number): boolean =>
+  count === Infinity || (Number.isSafeInteger(count) && (count as number) >= least)
+
+/** Bytes, as a number or as `'64MiB'`. `least` is the smallest that makes sense; `Infinity` is one. */
+export const sizeSchema = (least: number) =>
+  z
+    .custom<Size>(
+      (size) => isCount(bytesOf(size), least),
+      `It must be a whole number of bytes that is at least ${least}, or a size such as "64MiB"`,
+    )
+    .transform(bytesOf)
+
+/** A count of things; `Infinity` is one. */
+export const countSchema = (least: number) =>
+  z.custom<number>((count) => isCount(count, least), `It must be a whole number that is at least ${least}`)
+
+/** Milliseconds; `Infinity` is one. A fraction counts as a whole one. */
+export const MillisecondsSchema = z
+  .custom<number>((ms) => typeof ms === 'number' && ms >= 0, 'It must be a number of milliseconds that is not negative')
+  .overwrite((ms) => Math.ceil(ms))
+
+/** Milliseconds above zero. */
+export const DurationSchema = MillisecondsSchema.refine((ms) => ms > 0, 'It must be above 0; Infinity lifts the limit')
+
+/** Permission bits of a file. */
+export const ModeSchema = z.int('It must be a whole number').min(0).max(0o7777, 'It must be at most 0o7777')
+
+/** A user or group id. The largest one means "leave it as it is" to the kernel. */
+export const IdSchema = z.int('It must be a whole number').min(0).max(0xff_ff_ff_fe)
+
+/** An open descriptor. */
+export const FdSchema = z.int('It must be a whole number').min(0, 'It must not be negative').max(0x7f_ff_ff_ff)
+
+// ---- bytes --------------------------------------------------------------------------------------------------------------
+
+/** Text or bytes. */
+export const ContentSchema = z.custom<string | Uint8Array>(
+  (content) => (typeof content === 'string' ? content.isWellFormed() : types.isUint8Array(content)),
+  'It must be a well-formed string or a Uint8Array',
+)
