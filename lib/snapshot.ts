@@ -7,6 +7,7 @@
 
 import { EventEmitter } from 'node:events'
 import { types } from 'node:util'
+import type { FileHandle } from 'node:fs/promises'
 
 import type { Issue } from './errors.ts'
 
@@ -77,4 +78,16 @@ export const registerHandle = (handle: object): void => {
 
 /** Values with an identity: bytes, what emits events (streams, file handles, abort signals), and our own handles. */
 const isOpaque = (value: object): boolean =>
-  types.isUint8Array(value) || value instanceof EventEmitter || value instanceof EventTarget || handles.has(value)
+  types.isUint8Array(value) ||
+  value instanceof EventEmitter ||
+  value instanceof EventTarget ||
+  isFileHandle(value) ||
+  handles.has(value)
+
+/** Node does not export the class, which is no EventEmitter by inheritance either: it is told by its methods. */
+export const isFileHandle = (value: unknown): value is FileHandle => {
+  if (typeof value !== 'object' || value === null || types.isProxy(value)) return false
+  const prototype = Object.getPrototypeOf(value) as { datasync?: unknown; getAsyncId?: unknown } | null
+  if (prototype === null || prototype === Object.prototype) return false
+  return typeof prototype.datasync === 'function' && typeof prototype.getAsyncId === 'function'
+}

@@ -50,8 +50,9 @@ export const checkCopied = <S extends z.ZodType>(schema: S, copied: unknown): Ch
   return { ok: false, error: { issues: result.error.issues.flatMap(toIssues), cause: result.error } }
 }
 
-/** zod's issues, with unions unfolded to the branch that came nearest. */
+/** zod's issues, in our words: a wrong name is where the name is, not in a list below it. */
 const toIssues = (issue: z.core.$ZodIssue): Issue[] => {
+  if (issue.code === 'invalid_key') return issue.issues.map(({ message }) => ({ path: [...issue.path], message }))
   if (issue.code === 'unrecognized_keys') {
     return issue.keys.map((key) => ({ path: [...issue.path, key], message: 'There is no such option' }))
   }

@@ -1,7 +1,6 @@
 // The shape of a launch's options. What depends on the policy (limits, mount points) or on other options is decided in
 // `./request.ts`.
 
-import { EventEmitter } from 'node:events'
 import { constants } from 'node:os'
 import { Readable } from 'node:stream'
 import { types } from 'node:util'
@@ -9,6 +8,7 @@ import type { FileHandle } from 'node:fs/promises'
 import * as z from 'zod'
 
 import { LimitsSchema } from '../policy/schema.ts'
+import { isFileHandle } from '../snapshot.ts'
 import {
   AbsolutePath,
   ContentSchema,
@@ -40,12 +40,6 @@ export const FileSchema = NonEmptyString
 export const ArgsSchema = z.array(KernelString, 'The arguments must be an array of strings')
 
 // ---- descriptors ------------------------------------------------------------------------------------------------------------
-
-/** The class is not exported by Node: it is told by what it does. */
-const isFileHandle = (value: unknown): value is FileHandle =>
-  value instanceof EventEmitter &&
-  typeof (value as Partial<FileHandle>).fd === 'number' &&
-  typeof (value as Partial<FileHandle>).datasync === 'function'
 
 const FileHandleSchema = z.custom<FileHandle>(isFileHandle)
 

@@ -1,0 +1,238 @@
+// What the types promise, checked by `tsc -p tsconfig.json` and never run: the options of a launch determine its result.
+
+import type { FileHandle } from 'node:fs/promises'
+import type { Duplex, Readable, Writable } from 'node:stream'
+
+import {
+  AbortError,
+  ForkServer,
+  type Launcher,
+  type LaunchOptions,
+  type LimitName,
+  NestboxError,
+  type Policy,
+  policy,
+  type PolicyBuilder,
+  type PolicyJSON,
+  ProcessError,
+  RequestError,
+  type Result,
+  run,
+  Sandbox,
+  type Sandboxee,
+  SpawnError,
+  unsandboxed,
+} from '../index.ts'
+import { ForkClient, forkRequest, mountTree } from '../lib/sandbox2/index.ts'
+
+/** `true` if the types are identical, `any` not being so to anything else. */
+// oxlint-disable-next-line typescript/no-unnecessary-type-parameters -- only generic functions are compared for identity
+type Same<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false
+
+const same = <A, B>(identical: Same<A, B>): boolean => identical
+
+// ---- results -----------------------------------------------------------------------------------------------------------------
+
+export const results = async (): Promise<void> => {
+  const plain = await run('a')
+  same<typeof plain.stdout, string>(true)
+  same<typeof plain.outputs, {}>(true)
+  same<(typeof plain)['args'], readonly string[]>(true)
+
+  const bytes = await run('a', [], { encoding: 'buffer' })
+  same<typeof bytes.stdout, Uint8Array>(true)
+
+  const lines = await run('a', [], { lines: true, stderr: 'ignore' })
+  same<typeof lines.stdout, string[]>(true)
+  same<typeof lines.stderr, undefined>(true)
+
+  const merged = await run('a', [], { stderr: 'stdout' })
+  same<typeof merged.stdout, string>(true)
+  same<typeof merged.stderr, undefined>(true)
+
+  const dropped = await run('a', [], { buffer: false })
+  same<typeof dropped.stdout, undefined>(true)
+
+  const array = await run('a', [], { stdio: ['ignore', 'ignore', undefined] })
+  same<typeof array.stdout, undefined>(true)
+  same<typeof array.stderr, string>(true)
+
+  const all = await run('a', [], { stdio: 'inherit' })
+  same<typeof all.stdout, undefined>(true)
+
+  const files = await run('a', [], {
+    outputs: {
+      bytes: { path: '/a', maxBytes: '1MiB' },
+      file: { path: '/b', maxBytes: 1, to: 'b' },
+      maybe: { path: '/c', maxBytes: 1, optional: true },
+    },
+  })
+  same<typeof files.outputs.bytes, Uint8Array>(true)
+  same<typeof files.outputs.file, { readonly bytes: number }>(true)
+  same<typeof files.outputs.maybe, Uint8Array | undefined>(true)
+  // @ts-expect-error -- there is no such output
+  void files.outputs.other
+}
+
+export const options = async (given: LaunchOptions): Promise<void> => {
+  const result = await run('a', [], given)
+  same<typeof result.stdout, string | string[] | Uint8Array | undefined>(true)
+  const encoding = await run('a', [], { encoding: given.encoding })
+  same<typeof encoding.stdout, string | Uint8Array>(true)
+}
+
+export const verdict = (result: Result): string => {
+  switch (result.status) {
+    case 'exited':
+      same<typeof result.exitCode, number>(true)
+      // @ts-expect-error -- it exited
+      void result.signal
+      return 'exited'
+    case 'signaled':
+    case 'killed':
+      same<typeof result.signal, NodeJS.Signals>(true)
+      return result.signal
+    case 'limit-exceeded':
+      same<typeof result.limit, LimitName>(true)
+      return result.limit
+    case 'violation':
+      return result.violation?.syscall ?? ''
+  }
+}
+
+export const common = (result: Result): void => {
+  const flags: boolean[] = [result.failed, result.timedOut, result.isMaxBuffer, result.isCanceled]
+  same<typeof result.resourceUsage.memorySource, 'cgroup' | 'max-rss'>(true)
+  same<typeof result.limitsHit, readonly LimitName[]>(true)
+  const skipped: readonly string[] = result.isolation.skipped
+  const { queueMs, setupMs, execMs, warm, steps } = result.timings
+  void [flags, skipped, queueMs, setupMs, execMs, warm, steps]
+}
+
+// ---- sandboxees ----------------------------------------------------------------------------------------------------------------
+
+export const sandboxees = async (launcher: Launcher): Promise<void> => {
+  await using plain = await launcher.spawn('a')
+  same<typeof plain.stdin, undefined>(true)
+  same<typeof plain.stdout, Readable>(true)
+  same<typeof plain.comms, undefined>(true)
+  for await (const line of plain.lines({ from: 'stderr', maxLength: 10 })) same<typeof line, string>(true)
+  const result = await plain.result
+  same<typeof result.stdout, undefined>(true)
+
+  const full = await launcher.spawn('a', [], { stdin: 'pipe', stderr: 'stdout', comms: true, buffer: true })
+  same<typeof full.stdin, Writable>(true)
+  same<typeof full.stderr, undefined>(true)
+  same<typeof full.comms, Duplex>(true)
+  same<Awaited<typeof full.result>['stdout'], string>(true)
+  const killed: boolean = full.kill('SIGTERM')
+
+  const array = await launcher.spawn('a', [], { stdio: ['pipe', 'ignore', 'pipe', 'pipe'] })
+  same<typeof array.stdin, Writable>(true)
+  same<typeof array.stdout, undefined>(true)
+  same<typeof array.stderr, Readable>(true)
+  void [killed, array.stdio[3]]
+  // @ts-expect-error -- not thenable
+  void full.then
+}
+
+// ---- what is refused at compile time ------------------------------------------------------------------------------------------
+
+export const refused = async (handle: FileHandle): Promise<void> => {
+  await run('a', [], { stdin: handle, stdout: { file: 'x', append: true }, stderr: { fd: 2, unsafe: true } })
+  // @ts-expect-error -- no such option
+  await run('a', [], { shell: true })
+  // @ts-expect-error -- no such unit
+  await run('a', [], { limits: { output: '64MB' } })
+  // @ts-expect-error -- left for later
+  await run('a', [], { pty: { columns: 80, rows: 25 } })
+  // @ts-expect-error -- arguments are strings
+  await run('a', [1])
+  // @ts-expect-error -- left for later
+  policy().network({ allow: [] })
+  // @ts-expect-error -- every output is bounded
+  await run('a', [], { outputs: { a: { path: '/a' } } })
+}
+
+// ---- policies --------------------------------------------------------------------------------------------------------------------
+
+export const policies = async (): Promise<void> => {
+  const builder: PolicyBuilder = policy('host-system')
+    .bind('/srv', '/data', { writable: true })
+    .mountPoint('/in')
+    .tmpfs('/tmp', { size: '64MiB' })
+    .file('/a', new Uint8Array())
+    .symlink('/b', 'a')
+    .librariesFor('/bin/sh')
+    .proc('fresh')
+    .dev('none')
+    .rootWritable()
+    .hostname('box')
+    .user({ uid: 1, gid: 1 })
+    .env({ A: '1' })
+    .network('none')
+    .unixSockets('allow')
+    .syscalls('unfiltered')
+    .limits({ wallTime: Infinity, disk: '1GiB' })
+    .require('landlock')
+  const built: Policy = builder.build()
+  const json: PolicyJSON = built.toJSON()
+  const record: { readonly version: 1; readonly [key: string]: unknown } = json
+  const hash: string = policy.hash(built) + policy.hash(builder)
+  const parsed: Policy = policy.parse(JSON.parse(JSON.stringify(built)))
+  // @ts-expect-error -- frozen
+  built.network = 'host'
+  // @ts-expect-error -- a plain value is no policy
+  const forged: Policy = json
+  await using sandbox = await Sandbox.create(parsed, { maxConcurrency: 4, maxQueue: Infinity, queueTimeout: 1000 })
+  await using other: Sandbox = await Sandbox.create(builder)
+  const p99: number = sandbox.stats().latency.setup.p99
+  void [record, hash, forged, other.policy, p99]
+}
+
+// ---- servers ---------------------------------------------------------------------------------------------------------------------
+
+export const servers = async (): Promise<void> => {
+  await using server: ForkServer = await ForkServer.start({ hostIds: { uid: 1, gid: 1, count: 10 }, maxTemplates: 5 })
+  const launcher: Launcher = server.unsandboxed
+  await using sandbox = await Sandbox.create(undefined, { server })
+  const stub: Launcher['run'] = run
+  void [launcher, unsandboxed, sandbox, stub, server.pid, server.stats().templates]
+}
+
+/** Interfaces, so that a stub will do. */
+export const stub = (sandboxee: Sandboxee): Launcher => ({
+  run: () => Promise.reject(new Error('stub')),
+  spawn: () => Promise.resolve(sandboxee as never),
+})
+
+// ---- errors ----------------------------------------------------------------------------------------------------------------------
+
+export const errors = (error: unknown): string | undefined => {
+  if (error instanceof AbortError) return error.result?.status
+  if (error instanceof ProcessError) return error.result.command
+  if (error instanceof RequestError) return error.issues.map((issue) => issue.path.join('.')).join()
+  if (error instanceof SpawnError) return `${error.errno} ${error.syscall} ${error.step} ${error.path} ${error.hint}`
+  return error instanceof NestboxError ? error.code : undefined
+}
+
+// ---- sandbox2 --------------------------------------------------------------------------------------------------------------------
+
+export const sandbox2 = async (server: ForkServer, zygote: Sandboxee<{ comms: true }>): Promise<void> => {
+  const request = forkRequest()
+    .mode('fork-execve-sandbox')
+    .args('/bin/cat', '/etc/hostname')
+    .envs({ LANG: 'C' })
+    .cloneFlags('newuser', 'newns', 'newpid')
+    .mountTree(mountTree().addDirectory('/usr'))
+    .hostname('box')
+    .monitorType('unotify')
+    .netnsMode('per-sandboxee')
+    .pivot('nested')
+    .build()
+  await using reply = await new ForkClient(server).sendRequest(request, { execFd: 3, commsFd: 4, userNsFd: 5 })
+  const { pid, initPid, exited } = reply
+  const exit = await exited
+  if (exit.status === 'exited') same<typeof exit.exitCode, number>(true)
+  void [pid, initPid, new ForkClient(zygote)]
+}
