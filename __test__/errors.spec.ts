@@ -22,7 +22,7 @@ const FAILURE: NativeFailure = {
   step: 'open-bind-source',
   path: '/srv',
   exec: false,
-  message: 'open_tree of /srv failed: No such file or directory (ENOENT)',
+  message: 'open-bind-source: open_tree /srv: ENOENT (No such file or directory)',
 }
 
 test('a failure becomes an error with all of its facts', (t) => {
@@ -41,7 +41,7 @@ test('a failure becomes an error with all of its facts', (t) => {
   })
   t.is(
     error.message,
-    "open_tree of /srv failed: No such file or directory (ENOENT). It failed at the step 'open-bind-source'. Is it there?",
+    "The launch failed at the step 'open-bind-source': open_tree /srv: ENOENT (No such file or directory). Is it there?",
   )
 })
 

@@ -1,7 +1,8 @@
 // One run of a fork server, and the launches in flight on it.
 //
-// The core reports in batches of events, each with the token of its launch; here each finds its listener. When the fork
-// server is lost, every launch that has not been heard of by then is lost with it.
+// The core reports in batches of events, each with the token of its launch; here each finds its listener. Every launch gets
+// exactly one last event, also when the fork server is lost: what had ended before, but for outputs that are still being read,
+// then still gives its result.
 
 import type {
   NativeEnded,
@@ -104,19 +105,25 @@ export class Connection {
     if (this.#closed) return
     this.#closed = true
     this.#server.close()
-    this.#lose(new ForkServerError('The fork server was closed.', { code: 'ERR_NESTBOX_CLOSED' }))
+    const error = new ForkServerError('The fork server was closed.', { code: 'ERR_NESTBOX_CLOSED' })
+    this.#lose(error)
+    // No event comes from a server that was closed.
+    const listeners = [...this.#listeners.values()]
+    this.#listeners.clear()
+    for (const listener of listeners) listener.lost(error)
+    this.#becomeIdle()
   }
 
   #receive(events: readonly NativeEvent[]): void {
-    let lost: NativeEvent | undefined
     for (const event of events) {
       if (event.kind === 'server-ready') this.#settleReady.resolve()
-      // Last of all: what the same batch says about single launches is known better.
-      else if (event.kind === 'server-lost') lost = event
+      else if (event.kind === 'server-lost') this.#lose(lostError(event.failure))
       else this.#dispatch(event)
     }
-    if (lost !== undefined) this.#lose(lostError(lost.failure))
-    if (this.#listeners.size === 0) this.#becomeIdle()
+    if (this.#listeners.size > 0) return
+    // Lets go of what the core still holds of a fork server that died.
+    if (this.lost !== undefined) this.close()
+    this.#becomeIdle()
   }
 
   #dispatch(event: NativeEvent): void {
@@ -139,13 +146,6 @@ export class Connection {
   #lose(error: ForkServerError): void {
     this.lost ??= error
     this.#settleReady.reject(error)
-    const listeners = [...this.#listeners.values()]
-    this.#listeners.clear()
-    for (const listener of listeners) listener.lost(error)
-    // Idempotent, and lets go of what the core still holds of a fork server that died.
-    this.#closed = true
-    this.#server.close()
-    this.#becomeIdle()
   }
 
   #becomeIdle(): void {

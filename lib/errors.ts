@@ -206,12 +206,26 @@ export const fromFailure = (failure: NativeFailure): NestboxError => {
   }
 }
 
-/** The native message names what failed and why; the step and the hint complete it. */
-const sentences = ({ message, step, hint }: NativeFailure): string => {
-  const parts = [sentence(message)]
-  if (step !== '' && !message.includes(step)) parts.push(`It failed at the step '${step}'.`)
-  if (hint !== undefined && hint !== '' && !message.includes(hint)) parts.push(sentence(hint))
-  return parts.join(' ')
+/** The core's message is `step: call object: reason`, for logs; a reader gets sentences. */
+const sentences = ({ code, exec, message, step, hint }: NativeFailure): string => {
+  const prefix = `${step}: `
+  const reason = step !== '' && message.startsWith(prefix) ? message.slice(prefix.length) : message
+  const where = step === '' ? '' : ` at the step '${step}'`
+  const what = sentence(`${subjectOf(code, exec)}${where}: ${reason}`)
+  return hint === undefined || hint === '' ? what : `${what} ${sentence(hint)}`
+}
+
+const subjectOf = (code: string, exec: boolean): string => {
+  if (exec) return 'The program could not be executed'
+  switch (code) {
+    case 'ERR_NESTBOX_FORKSERVER':
+      return 'The fork server failed'
+    case 'ERR_NESTBOX_REQUEST':
+    case 'ERR_NESTBOX_UNSAFE_FD':
+      return 'The request was refused'
+    default:
+      return 'The launch failed'
+  }
 }
 
 const sentence = (text: string): string => (/[.!?]$/.test(text) ? text : `${text}.`)

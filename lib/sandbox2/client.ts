@@ -1,5 +1,6 @@
 // sandbox2's ForkClient: sends requests to a fork server, or to a zygote over its comms channel.
 
+import { close } from 'node:fs'
 import * as z from 'zod'
 import type { NativeEnded, NativeFailure } from '#binding'
 
@@ -28,6 +29,7 @@ const StdioSchema = z.union([FdSchema, z.literal('ignore')], 'It must be a descr
 const DescriptorsSchema = z.strictObject({
   execFd: FdSchema.optional(),
   commsFd: FdSchema.optional(),
+  zygote: z.boolean().optional(),
   userNsFd: FdSchema.optional(),
   stdin: StdioSchema,
   stdout: StdioSchema,
@@ -46,15 +48,18 @@ interface Target {
   readonly zygoteFd: number | undefined
 }
 
+/** In place of a descriptor: the core makes a pair of packet sockets and hands over the other end. */
+const CONTROL_SOCKET = -3
+
 /**
- * Sends requests to a fork server; or, for the mode `'fork'`, to a zygote: a sandboxee that was spawned with `comms: true`
- * and answers requests there.
+ * Sends requests to a fork server; or, for the mode `'fork'`, to a zygote: the reply to a request that was sent with
+ * `zygote: true`, or a sandboxee that was spawned with `comms: true` and takes requests there.
  */
 export class ForkClient {
   readonly #target: () => Target
 
-  /** @throws `RequestError` if it is neither a fork server of ours nor a sandboxee with comms */
-  constructor(server: ForkServer | Sandboxee<{ comms: true }>) {
+  /** @throws `RequestError` if it is neither a fork server of ours nor a zygote */
+  constructor(server: ForkServer | ForkReply | Sandboxee<{ comms: true }>) {
     this.#target = targetOf(server)
   }
 
@@ -74,10 +79,14 @@ export class ForkClient {
     if ((request.mode === 'fork') !== (zygoteFd !== undefined)) {
       throw requestError(WHAT, ['mode'], 'A zygote takes the mode "fork", and nobody else does')
     }
-    const { execFd, commsFd, userNsFd, stdin, stdout, stderr } = checked.value
+    const { execFd, commsFd, zygote, userNsFd, stdin, stdout, stderr } = checked.value
+    if (zygote === true && commsFd !== undefined) {
+      throw requestError(WHAT, ['commsFd'], 'The comms channel of a zygote is its control socket')
+    }
     const message = toNativeRequest(request)
     if (execFd !== undefined) message.execFd = execFd
     if (commsFd !== undefined) message.commsFd = commsFd
+    if (zygote === true) message.commsFd = CONTROL_SOCKET
     if (userNsFd !== undefined) message.userNsFd = userNsFd
     if (zygoteFd !== undefined) message.zygoteFd = zygoteFd
     if (typeof stdin === 'number') message.stdin = stdin
@@ -85,7 +94,7 @@ export class ForkClient {
     if (typeof stderr === 'number') message.stderr = stderr
     const launched = connection.server.fork(message)
     if (launched.failure !== undefined) throw fromFailure(launched.failure)
-    const reply = new Reply(connection, launched.token)
+    const reply = new Reply(connection, launched.token, launched.comms)
     connection.listen(launched, reply)
     await reply.ready
     return reply.handle()
@@ -96,20 +105,32 @@ const targetOf = (server: unknown): (() => Target) => {
   if (server instanceof RunningForkServer) {
     return () => ({ connection: server.connection(), zygoteFd: undefined })
   }
-  const flight = typeof server === 'object' && server !== null ? flightOf(server) : undefined
-  if (flight?.comms === undefined) {
-    const message = 'It must be what ForkServer.start() gave, or a sandboxee that was spawned with comms'
+  const control = typeof server === 'object' && server !== null ? controlOf(server) : undefined
+  if (control === undefined) {
+    const message = 'It must be what ForkServer.start() gave, or a zygote'
     throw requestError("ForkClient() was asked for something that can't be", ['server'], message)
   }
+  return control
+}
+
+/** The way to a zygote, if it is one. */
+const controlOf = (server: object): (() => Target) | undefined => {
+  const reply = replies.get(server)
+  if (reply?.isZygote === true) return () => reply.target()
+  const flight = flightOf(server)
+  if (flight?.comms === undefined) return undefined
   return () => {
     const { connection, comms, commsFd } = flight
     // The descriptor belongs to the stream: once that is closed the number may be another file's.
-    if (connection === undefined || comms === undefined || comms.destroyed || commsFd === undefined) {
-      throw new NestboxError('ERR_NESTBOX_CLOSED', 'The zygote is gone, or its comms channel was closed.')
-    }
+    if (connection === undefined || comms === undefined || comms.destroyed || commsFd === undefined) throw zygoteGone()
     return { connection, zygoteFd: commsFd }
   }
 }
+
+const zygoteGone = (): NestboxError =>
+  new NestboxError('ERR_NESTBOX_CLOSED', 'The zygote is gone, or its control socket was closed.')
+
+const replies = new WeakMap<object, Reply>()
 
 /** What becomes of one request. */
 class Reply implements Listener {
@@ -118,6 +139,8 @@ class Reply implements Listener {
   readonly #connection: Connection
   readonly #token: number
   readonly #exited: Promise<Exit>
+  readonly isZygote: boolean
+  #control: number | undefined
   #pid = 0
   #initPid = 0
   #resolveReady!: () => void
@@ -125,9 +148,12 @@ class Reply implements Listener {
   #resolveExited!: (exit: Exit) => void
   #rejectExited!: (error: Error) => void
 
-  constructor(connection: Connection, token: number) {
+  /** @param control - the host's end of a zygote's control socket */
+  constructor(connection: Connection, token: number, control: number | undefined) {
     this.#connection = connection
     this.#token = token
+    this.#control = control
+    this.isZygote = control !== undefined
     this.ready = new Promise((resolve, reject) => {
       this.#resolveReady = resolve
       this.#rejectReady = reject
@@ -149,7 +175,7 @@ class Reply implements Listener {
         throw requestError("kill() was asked for something that can't be", ['signal'], 'There is no such signal')
       return this.#connection.kill(this.#token, signalNumber(checked.value))
     }
-    return Object.freeze({
+    const handle = Object.freeze({
       pid: this.#pid,
       initPid: this.#initPid,
       exited,
@@ -163,6 +189,14 @@ class Reply implements Listener {
         }
       },
     })
+    replies.set(handle, this)
+    return handle
+  }
+
+  /** Where requests to this zygote go. */
+  target(): Target {
+    if (this.#control === undefined) throw zygoteGone()
+    return { connection: this.#connection, zygoteFd: this.#control }
   }
 
   placed(pid: number): void {
@@ -178,6 +212,7 @@ class Reply implements Listener {
     this.#pid ||= ended.pid
     this.#initPid ||= ended.initPid
     this.#resolveReady()
+    this.#closeControl()
     const durationMs = Math.max(ended.endedNs - ended.submittedNs, 0) / 1e6
     const common = { resourceUsage: resourceUsage(ended), durationMs }
     this.#resolveExited(
@@ -195,7 +230,13 @@ class Reply implements Listener {
     this.#fail(error)
   }
 
+  #closeControl(): void {
+    if (this.#control !== undefined) close(this.#control)
+    this.#control = undefined
+  }
+
   #fail(error: Error): void {
+    this.#closeControl()
     this.#rejectReady(error)
     this.#rejectExited(error)
   }

@@ -167,6 +167,13 @@ export interface RequestDescriptors {
   execFd?: number | undefined
   /** Becomes fd 1023 of the sandboxee. */
   commsFd?: number | undefined
+  /**
+   * The sandboxee is a zygote: its fd 1023 is a control socket (SOCK_SEQPACKET) on which it takes requests. The reply can be
+   * given to a {@link ForkClient}. Excludes `commsFd`.
+   *
+   * @defaultValue `false`
+   */
+  zygote?: boolean | undefined
   /** The user namespace to join instead of the initial one. */
   userNsFd?: number | undefined
   /**
