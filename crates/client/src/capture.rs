@@ -100,7 +100,13 @@ pub(crate) enum Drained {
 
 impl Capture {
     pub(crate) fn new(limit: Option<u64>, on_overflow: OnOverflow) -> Self {
-        Self { streams: [Kept::default(), Kept::default()], limit, on_overflow, kept: 0, runs: VecDeque::new() }
+        Self {
+            streams: [Kept::default(), Kept::default()],
+            limit,
+            on_overflow,
+            kept: 0,
+            runs: VecDeque::new(),
+        }
     }
 
     /// Takes the read end of a stream's pipe; it must be non-blocking.
@@ -244,9 +250,8 @@ fn write_some(pipe: &OwnedFd, content: &[u8]) -> Option<usize> {
         let rest = &content[done..];
         // Node.js and the Rust runtime ignore SIGPIPE; a host that does not must.
         // SAFETY: `rest` is valid for its length.
-        let written = Errno::result(unsafe {
-            libc::write(pipe.as_raw_fd(), rest.as_ptr().cast(), rest.len())
-        });
+        let written =
+            Errno::result(unsafe { libc::write(pipe.as_raw_fd(), rest.as_ptr().cast(), rest.len()) });
         match written {
             Ok(count) => done += count as usize,
             Err(Errno::EINTR) => {}
@@ -266,7 +271,11 @@ mod tests {
         nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).expect("pipe")
     }
 
-    fn captured(limit: Option<u64>, on_overflow: OnOverflow, chunks: &[(Stream, &[u8])]) -> (Capture, Captured) {
+    fn captured(
+        limit: Option<u64>,
+        on_overflow: OnOverflow,
+        chunks: &[(Stream, &[u8])],
+    ) -> (Capture, Captured) {
         let mut capture = Capture::new(limit, on_overflow);
         capture.streams.iter_mut().for_each(|kept| kept.captured = true);
         for (stream, data) in chunks {

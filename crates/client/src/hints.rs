@@ -10,9 +10,10 @@ use std::path::Path;
 use nestbox_protocol::Step;
 use nestbox_sys::Errno;
 
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 
 /// What this host says about itself, as far as failures depend on it. `None`: the file is not there.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     /// `kernel.apparmor_restrict_unprivileged_userns` (Ubuntu 23.10 and later).
@@ -197,7 +198,8 @@ fn no_namespaces(facts: &Facts) -> String {
             .into();
     }
     if facts.unprivileged_userns_clone == Some(0) && !facts.root {
-        return "unprivileged user namespaces are switched off: `sysctl kernel.unprivileged_userns_clone=1`".into();
+        return "unprivileged user namespaces are switched off: `sysctl kernel.unprivileged_userns_clone=1`"
+            .into();
     }
     if facts.max_user_namespaces == Some(0) {
         return "user namespaces are switched off: `sysctl user.max_user_namespaces` is 0".into();
@@ -224,9 +226,15 @@ fn exec_hint(failure: &Failure, errno: Errno) -> Option<String> {
             "{path}, or the interpreter that it names (an ELF interpreter such as /lib64/ld-linux-x86-64.so.2, or that of \
              a `#!` line), is not in the sandbox: add librariesFor(), or bind what is missing"
         ),
-        Errno::ENOENT => format!("the sandbox has no {path}: paths and PATH are those inside, not the host's"),
-        Errno::EACCES => format!("{path} is not executable, or lies on a mount without exec: bind it with {{ exec: true }}"),
-        Errno::ENOEXEC => format!("{path} has no format that this machine executes; a script needs a `#!` line"),
+        Errno::ENOENT => {
+            format!("the sandbox has no {path}: paths and PATH are those inside, not the host's")
+        }
+        Errno::EACCES => format!(
+            "{path} is not executable, or lies on a mount without exec: bind it with {{ exec: true }}"
+        ),
+        Errno::ENOEXEC => {
+            format!("{path} has no format that this machine executes; a script needs a `#!` line")
+        }
         Errno::E2BIG => "arguments and environment together are larger than the kernel takes".into(),
         _ => return None,
     })
@@ -240,6 +248,7 @@ fn is_on_host(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Code;
 
     fn of(step: Step, errno: Errno, facts: &Facts) -> String {
         hint(&Failure::system(Code::Spawn, step, "clone3", errno).on("/x"), facts).unwrap_or_default()
@@ -254,7 +263,9 @@ mod tests {
             of(step, Errno::EPERM, &facts)
         };
         assert!(with(|facts| facts.apparmor_restricts_userns = Some(1)).contains("AppArmor"));
-        assert!(with(|facts| facts.unprivileged_userns_clone = Some(0)).contains("unprivileged_userns_clone=1"));
+        assert!(
+            with(|facts| facts.unprivileged_userns_clone = Some(0)).contains("unprivileged_userns_clone=1")
+        );
         assert!(with(|facts| facts.max_user_namespaces = Some(0)).contains("max_user_namespaces"));
         assert!(with(|facts| facts.seccomp = true).contains("seccomp=unconfined"));
         assert!(with(|facts| facts.chrooted = true).contains("chrooted"));

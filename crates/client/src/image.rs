@@ -138,6 +138,9 @@ mod tests {
     #[test]
     fn a_missing_path_is_named() {
         let failure = Image::Path("/nonexistent/forkserver".into()).open().expect_err("missing");
-        assert_eq!((failure.errno, failure.path.as_deref()), (Errno::ENOENT, Some("/nonexistent/forkserver")));
+        assert_eq!(
+            (failure.errno, failure.path.as_deref()),
+            (Errno::ENOENT, Some("/nonexistent/forkserver"))
+        );
     }
 }

@@ -182,7 +182,8 @@ pub const NAMESPACES: [(i32, &str); 7] = [
 
 impl Isolation {
     /// Of a launch without a policy.
-    pub(crate) const NONE: Self = Self { namespaces: 0, network: "host", no_new_privs: false, filter: "unfiltered" };
+    pub(crate) const NONE: Self =
+        Self { namespaces: 0, network: "host", no_new_privs: false, filter: "unfiltered" };
 
     /// Of every nest of a plan.
     pub(crate) fn of_plan(plan: &protocol::Plan) -> Self {
@@ -299,6 +300,7 @@ pub(crate) enum Stage {
 }
 
 /// A launch in flight.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts; the state is `stage`")]
 pub(crate) struct Launch {
     pub(crate) stage: Stage,
     /// Our end of the launch socket.
@@ -322,6 +324,8 @@ pub(crate) struct Launch {
     pub(crate) killed: bool,
     pub(crate) skipped: Vec<String>,
     pub(crate) isolation: Isolation,
+    /// Pids are those of the packets' senders, as the kernel translates them.
+    pub(crate) pid_from_sender: bool,
 }
 
 impl Launch {
@@ -401,10 +405,7 @@ pub(crate) fn tighten(policy: &Limits, launch: &Limits) -> Limits {
         disk: least(policy.disk, launch.disk),
         stack: least(policy.stack, launch.stack),
         core: least(policy.core, launch.core),
-        address_space_per_process: least(
-            policy.address_space_per_process,
-            launch.address_space_per_process,
-        ),
+        address_space_per_process: least(policy.address_space_per_process, launch.address_space_per_process),
     }
 }
 

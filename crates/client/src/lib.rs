@@ -18,6 +18,7 @@
 mod capture;
 mod channel;
 mod failure;
+mod fork;
 mod hints;
 mod ids;
 mod image;
@@ -33,6 +34,7 @@ mod templates;
 
 pub use capture::OnOverflow;
 pub use failure::{Code, Failure};
+pub use fork::{ForkCall, TreeEntry, TreeKind};
 pub use ids::DEFAULT_HOST_ID;
 pub use image::OVERRIDE;
 pub use launch::{

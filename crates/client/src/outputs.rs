@@ -55,9 +55,7 @@ impl Output {
     }
 
     fn from_result(result: io::Result<Self>) -> Self {
-        result.unwrap_or_else(|error| {
-            Self::failed(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
-        })
+        result.unwrap_or_else(|error| Self::failed(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use nestbox_protocol::{self as protocol, Limits, Plan};
+use nestbox_protocol::{self as protocol, Limits, Plan, Step};
 
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 use crate::launch::BindRequest;
 
 /// A bind that is opened for one launch.
@@ -21,26 +21,43 @@ pub(crate) struct Resolved {
     pub(crate) hash: String,
     pub(crate) skipped: Vec<String>,
     pub(crate) limits: Limits,
+    /// What every launch binds anew.
+    pub(crate) binds: Vec<PlannedBind>,
 }
 
 /// A parsed policy.
 #[derive(Debug)]
-pub struct PolicyHandle {}
+pub struct PolicyHandle {
+    resolved: Arc<Resolved>,
+}
 
 impl PolicyHandle {
     pub(crate) fn resolve_for(&self, _binds: &[BindRequest]) -> Result<Arc<Resolved>, Failure> {
-        Ok(Arc::default())
+        Ok(Arc::clone(&self.resolved))
+    }
+
+    pub(crate) fn fixed(resolved: Resolved) -> Self {
+        Self { resolved: Arc::new(resolved) }
+    }
+    /// Parses.
+    pub fn parse(_json: &str) -> Result<Self, String> {
+        Ok(Self { resolved: Arc::default() })
     }
 }
 
 impl Resolved {
-    pub(crate) fn launch_binds(&self, _binds: Vec<BindRequest>, _one_each: bool) -> Result<Vec<PlannedBind>, Failure> {
-        Ok(Vec::new())
+    pub(crate) fn launch_binds(
+        &self,
+        binds: Vec<BindRequest>,
+        _one_each: bool,
+    ) -> Result<Vec<PlannedBind>, Failure> {
+        if let Some(bind) = binds.first() {
+            return Err(Failure::fact(Code::Request, Step::Unspecified, "no mount point").on(&*bind.path));
+        }
+        Ok(self.binds.clone())
     }
 }
-impl PolicyHandle {
-    /// Parses.
-    pub fn parse(_json: &str) -> Result<Self, String> {
-        Ok(Self {})
-    }
+
+pub(crate) fn default_filter() -> Vec<u8> {
+    Vec::new()
 }

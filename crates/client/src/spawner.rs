@@ -205,7 +205,8 @@ struct ChildPlan {
 fn execute(executable: &OwnedFd, socket: &OwnedFd, stack: &mut [u8]) -> Result<Running, Failure> {
     // All above the numbers that the child fills, so that none is overwritten before it is used.
     let high = |fd: BorrowedFd<'_>| -> Result<OwnedFd, Failure> {
-        let raw = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(SOCKET_FD + 1)).map_err(|errno| failure("dup", errno))?;
+        let raw =
+            fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(SOCKET_FD + 1)).map_err(|errno| failure("dup", errno))?;
         // SAFETY: F_DUPFD_CLOEXEC returned a new fd.
         Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(raw) })
     };
@@ -273,9 +274,7 @@ fn run_child(plan: &ChildPlan) -> (&'static str, Errno) {
             return ("dup3", errno);
         }
     }
-    if let Err(errno) =
-        process::close_range(SOCKET_FD as u32 + 1, u32::MAX, process::CLOSE_RANGE_CLOEXEC)
-    {
+    if let Err(errno) = process::close_range(SOCKET_FD as u32 + 1, u32::MAX, process::CLOSE_RANGE_CLOEXEC) {
         return ("close_range", errno);
     }
     // All signals stay blocked: one that is sent to the host's process group must not end the fork server before it has

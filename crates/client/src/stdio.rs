@@ -4,7 +4,7 @@
 //! fails; an fd that would lead out of a sandbox (a directory, an `O_PATH` fd, a socket) is refused unless the caller
 //! vouches for it. Called by the client for each launch, before anything is sent.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nestbox_protocol::{self as protocol, FdRole, Step};
 use nestbox_sys::{Errno, socket};
@@ -271,6 +271,7 @@ pub(crate) fn check(raw: RawFd, number: u32, strict: bool) -> Result<(), Failure
 mod tests {
     use super::*;
     use std::fs::File;
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::OpenOptionsExt;
 
     fn null() -> File {

@@ -133,8 +133,9 @@ impl Templates {
     /// Takes out what is over the bound: idle ones, the longest unused first.
     pub(crate) fn evict(&mut self) -> Vec<Template> {
         let mut evicted = Vec::new();
-        while self.all.len() > self.bound {
-            let idle = self.all.iter().filter(|(_, template)| template.is_idle());
+        // Those for one launch are not kept anyway, and push out none that is.
+        while self.by_key.len() > self.bound {
+            let idle = self.all.iter().filter(|(_, template)| template.key.is_some() && template.is_idle());
             let Some(oldest) = idle.min_by_key(|(_, template)| template.last_used).map(|(id, _)| *id) else {
                 break;
             };

@@ -198,7 +198,8 @@ pub struct NativeEvent {
 
 impl From<Event> for NativeEvent {
     fn from(event: Event) -> Self {
-        let plain = |kind, token: u64| Self { kind, token: token as f64, pid: None, failure: None, ended: None };
+        let plain =
+            |kind, token: u64| Self { kind, token: token as f64, pid: None, failure: None, ended: None };
         match event {
             Event::ServerReady { pid } => Self { pid: Some(pid), ..plain("server-ready", 0) },
             Event::ServerLost(failure) => Self { failure: Some(failure.into()), ..plain("server-lost", 0) },
@@ -206,7 +207,9 @@ impl From<Event> for NativeEvent {
             Event::Placed { token, pid } => Self { pid: Some(pid), ..plain("placed", token) },
             Event::Started { token, pid } => Self { pid: Some(pid), ..plain("started", token) },
             Event::Ended { token, ended } => Self { ended: Some((*ended).into()), ..plain("ended", token) },
-            Event::Failed { token, failure } => Self { failure: Some(failure.into()), ..plain("failed", token) },
+            Event::Failed { token, failure } => {
+                Self { failure: Some(failure.into()), ..plain("failed", token) }
+            }
             Event::Lost { token, failure } => Self { failure: Some(failure.into()), ..plain("lost", token) },
         }
     }

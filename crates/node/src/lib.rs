@@ -6,6 +6,14 @@
 //! itself shares: the thread that starts fork servers. The TypeScript layer above has validated all input: what is refused
 //! here is refused with a plain error.
 
+#![allow(unreachable_pub, reason = "what napi exports is reached from JavaScript")]
+#![allow(missing_debug_implementations, reason = "values of JavaScript can't be shown from here")]
+#![allow(clippy::needless_pass_by_value, reason = "napi hands values over")]
+#![allow(
+    clippy::cast_precision_loss,
+    reason = "JavaScript counts in doubles; 2^53 ns are 104 days, 2^53 bytes 8 PiB"
+)]
+
 mod event;
 mod fork;
 mod loop_poll;

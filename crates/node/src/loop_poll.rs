@@ -5,7 +5,6 @@
 //! ends (exit, worker termination) the owner is closed first and the environment waits for libuv to let the handle go. Used by
 //! [`crate::server`] alone.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -48,16 +47,13 @@ pub(crate) struct LoopPoll<T: Pollable> {
     pub(crate) owner: T,
     uv: &'static Uv,
     handle: *mut UvPoll,
+    /// Where the handle is.
+    _memory: Vec<u128>,
     env: sys::napi_env,
     callback: Cell<sys::napi_ref>,
     hook: Cell<sys::napi_async_cleanup_hook_handle>,
     referenced: Cell<bool>,
     closing: Cell<bool>,
-}
-
-fn layout(uv: &Uv) -> Result<Layout> {
-    Layout::from_size_align(uv.poll_size.max(size_of::<UvPoll>()), 16)
-        .map_err(|_| Error::new(Status::GenericFailure, "libuv has no uv_poll_t"))
 }
 
 fn check(status: sys::napi_status, what: &str) -> Result<()> {
@@ -74,24 +70,20 @@ impl<T: Pollable + 'static> LoopPoll<T> {
         let uv = uv::get().ok_or_else(|| {
             Error::new(Status::GenericFailure, "this JavaScript runtime has no libuv; nestbox needs Node.js")
         })?;
-        let layout = layout(uv)?;
         let uv_loop = env.get_uv_event_loop()?;
-        // SAFETY: the layout is not empty.
-        let handle = unsafe { alloc_zeroed(layout) }.cast::<UvPoll>();
-        if handle.is_null() {
-            handle_alloc_error(layout);
-        }
-        // SAFETY: a loop and a fresh handle of libuv's own size.
+        // Aligned more strictly than any member of a uv_poll_t. Freed with `Self`, which the open handle holds.
+        let mut memory = vec![0_u128; uv.poll_size.div_ceil(size_of::<u128>())];
+        let handle = memory.as_mut_ptr().cast::<UvPoll>();
+        // SAFETY: a loop and fresh memory of the size that libuv gave.
         let error = unsafe { (uv.poll_init)(uv_loop, handle, fd) };
         if error != 0 {
-            // SAFETY: allocated above with the same layout; libuv has not taken it.
-            unsafe { dealloc(handle.cast(), layout) };
             return Err(Error::new(Status::GenericFailure, format!("uv_poll_init failed with {error}")));
         }
         let this = Rc::new(Self {
             owner,
             uv,
             handle,
+            _memory: memory,
             env: env.raw(),
             callback: Cell::new(ptr::null_mut()),
             hook: Cell::new(ptr::null_mut()),
@@ -109,12 +101,14 @@ impl<T: Pollable + 'static> LoopPoll<T> {
     fn arm(&self, env: Env, callback: sys::napi_value, held: *mut c_void) -> Result<()> {
         let mut reference = ptr::null_mut();
         // SAFETY: a function value of this environment.
-        check(unsafe { sys::napi_create_reference(env.raw(), callback, 1, &raw mut reference) }, "a reference")?;
+        let status = unsafe { sys::napi_create_reference(env.raw(), callback, 1, &raw mut reference) };
+        check(status, "a reference")?;
         self.callback.set(reference);
         let mut hook = ptr::null_mut();
         // SAFETY: `held` lives until `on_closed`, which removes the hook.
-        let status =
-            unsafe { sys::napi_add_async_cleanup_hook(env.raw(), Some(on_teardown::<T>), held, &raw mut hook) };
+        let status = unsafe {
+            sys::napi_add_async_cleanup_hook(env.raw(), Some(on_teardown::<T>), held, &raw mut hook)
+        };
         check(status, "a cleanup hook")?;
         self.hook.set(hook);
         // SAFETY: an initialized handle; the callback reads its data, which is this object.
@@ -173,10 +167,13 @@ impl<T: Pollable + 'static> LoopPoll<T> {
 
     fn deliver_in_scope(&self, events: T::Events) {
         // SAFETY: an open handle scope of this environment.
-        let Ok(argument) = (unsafe { T::Events::to_napi_value(self.env, events) }) else { return self.rethrow() };
+        let Ok(argument) = (unsafe { T::Events::to_napi_value(self.env, events) }) else {
+            return self.rethrow();
+        };
         let (mut callback, mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
         // SAFETY: a reference of this environment, not deleted while not closing.
-        let found = unsafe { sys::napi_get_reference_value(self.env, self.callback.get(), &raw mut callback) };
+        let found =
+            unsafe { sys::napi_get_reference_value(self.env, self.callback.get(), &raw mut callback) };
         // SAFETY: an open handle scope.
         let global = unsafe { sys::napi_get_global(self.env, &raw mut receiver) };
         if found != sys::Status::napi_ok || global != sys::Status::napi_ok || callback.is_null() {
@@ -211,7 +208,8 @@ impl<T: Pollable + 'static> LoopPoll<T> {
         }
         let mut error = ptr::null_mut();
         // SAFETY: as above, in an open handle scope.
-        if unsafe { sys::napi_get_and_clear_last_exception(self.env, &raw mut error) } == sys::Status::napi_ok {
+        if unsafe { sys::napi_get_and_clear_last_exception(self.env, &raw mut error) } == sys::Status::napi_ok
+        {
             // SAFETY: a value of the open scope.
             unsafe { sys::napi_fatal_exception(self.env, error) };
         }
@@ -231,7 +229,9 @@ unsafe fn borrow<T: Pollable>(held: *const c_void) -> Rc<LoopPoll<T>> {
 
 unsafe extern "C" fn on_ready<T: Pollable + 'static>(handle: *mut UvPoll, _status: c_int, _events: c_int) {
     // SAFETY: libuv calls with our handle, which is open.
-    let this = unsafe { borrow::<T>((*handle).data) };
+    let held = unsafe { (*handle).data };
+    // SAFETY: as above.
+    let this = unsafe { borrow::<T>(held) };
     // A panic may not cross libuv's frames. It has been reported by the panic hook; the state is what it was.
     let _ = catch_unwind(AssertUnwindSafe(|| {
         if let Some(events) = this.owner.ready() {
@@ -241,7 +241,10 @@ unsafe extern "C" fn on_ready<T: Pollable + 'static>(handle: *mut UvPoll, _statu
     }));
 }
 
-unsafe extern "C" fn on_teardown<T: Pollable + 'static>(_hook: sys::napi_async_cleanup_hook_handle, held: *mut c_void) {
+unsafe extern "C" fn on_teardown<T: Pollable + 'static>(
+    _hook: sys::napi_async_cleanup_hook_handle,
+    held: *mut c_void,
+) {
     // SAFETY: the hook is removed before the object is let go.
     let this = unsafe { borrow::<T>(held) };
     let _ = catch_unwind(AssertUnwindSafe(|| {
@@ -251,15 +254,13 @@ unsafe extern "C" fn on_teardown<T: Pollable + 'static>(_hook: sys::napi_async_c
 }
 
 unsafe extern "C" fn on_closed<T: Pollable>(handle: *mut UvPoll) {
-    // SAFETY: the handle's data is the Rc that `start` put there; nobody looks there after this.
-    let this = unsafe { Rc::from_raw((*handle).data.cast::<LoopPoll<T>>()) };
+    // SAFETY: libuv calls with our handle, which it is done with.
+    let held = unsafe { (*handle).data };
+    // SAFETY: the Rc that `start` put there; nobody looks there after this.
+    let this = unsafe { Rc::from_raw(held.cast::<LoopPoll<T>>()) };
     let hook = this.hook.replace(ptr::null_mut());
     if !hook.is_null() {
         // SAFETY: added by `arm`, removed once. An environment that is ending goes on from here.
         unsafe { sys::napi_remove_async_cleanup_hook(hook) };
-    }
-    if let Ok(layout) = layout(this.uv) {
-        // SAFETY: allocated by `start` with the same layout; libuv is done with it.
-        unsafe { dealloc(handle.cast(), layout) };
     }
 }

@@ -1,20 +1,18 @@
 //! Launch requests from JavaScript values.
 
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use napi::bindgen_prelude::{ClassInstance, Uint8ArraySlice};
 use napi_derive::napi;
 use nestbox_client::{
-    BindRequest, Comms, Extra, Fds, LaunchFile, LaunchRequest, Launched, Limits, OnOverflow, OutputRequest, Returned,
-    Stdio,
+    BindRequest, Comms, Extra, Fds, LaunchFile, LaunchRequest, Launched, Limits, OnOverflow, OutputRequest,
+    Returned, Stdio,
 };
-use std::os::fd::{IntoRawFd, OwnedFd};
 
 use crate::event::NativeFailure;
 use crate::policy::NativePolicy;
 
-/// `/dev/null`.
-pub(crate) const IGNORE: i32 = -1;
 /// Captured, or written from memory.
 const NATIVE: i32 = -2;
 /// A pipe, the other end of which is returned.

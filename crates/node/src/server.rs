@@ -10,6 +10,7 @@ use napi_derive::napi;
 use nestbox_client::{Client, Options};
 
 use crate::event::NativeEvent;
+use crate::fork::NativeForkRequest;
 use crate::loop_poll::{Interest, LoopPoll, Pollable};
 use crate::policy::NativePolicy;
 use crate::request::{NativeLaunch, NativeLaunched};
@@ -95,8 +96,8 @@ impl Server {
             max_templates: size(options.max_templates, defaults.max_templates),
             network_pool: size(options.network_pool, defaults.network_pool),
         };
-        let client =
-            Client::start(options).map_err(|failure| Error::new(Status::GenericFailure, failure.to_string()))?;
+        let client = Client::start(&options)
+            .map_err(|failure| Error::new(Status::GenericFailure, failure.to_string()))?;
         let fd = client.poll_fd();
         let owner = Polled { client: RefCell::new(client), closed: std::cell::Cell::new(false) };
         Ok(Self { poll: LoopPoll::start(env, fd, on_events.raw(), owner)? })
@@ -114,12 +115,16 @@ impl Server {
         self.asked(|client| NativeLaunched::new(client.launch(request.convert())))
     }
 
+    /// Serves a request of sandbox2's surface.
+    #[napi(catch_unwind)]
+    pub fn fork(&self, request: NativeForkRequest) -> NativeLaunched {
+        self.asked(|client| NativeLaunched::new(client.fork(request.convert())))
+    }
+
     /// Builds a policy's template ahead. The event `prepared` or `failed` with the returned token tells.
     #[napi(catch_unwind)]
-    pub fn prepare(&self, policy: &NativePolicy) -> Result<f64> {
-        self.asked(|client| client.prepare(&policy.handle))
-            .map(|token| token as f64)
-            .map_err(|failure| Error::new(Status::GenericFailure, failure.to_string()))
+    pub fn prepare(&self, policy: &NativePolicy) -> f64 {
+        self.asked(|client| client.prepare(&policy.handle)) as f64
     }
 
     /// Sends a signal; false if the launch is over.

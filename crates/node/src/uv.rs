@@ -21,6 +21,13 @@ pub(crate) type PollCallback = unsafe extern "C" fn(handle: *mut UvPoll, status:
 /// `uv_close_cb`.
 pub(crate) type CloseCallback = unsafe extern "C" fn(handle: *mut UvPoll);
 
+type HandleSize = unsafe extern "C" fn(c_int) -> usize;
+type PollInit = unsafe extern "C" fn(*mut uv_loop_s, *mut UvPoll, c_int) -> c_int;
+type PollStart = unsafe extern "C" fn(*mut UvPoll, c_int, PollCallback) -> c_int;
+type PollStop = unsafe extern "C" fn(*mut UvPoll) -> c_int;
+type Close = unsafe extern "C" fn(*mut UvPoll, Option<CloseCallback>);
+type Reference = unsafe extern "C" fn(*mut UvPoll);
+
 /// `UV_READABLE`.
 pub(crate) const READABLE: c_int = 1;
 
@@ -29,12 +36,12 @@ const POLL: c_int = 8;
 
 /// The functions.
 pub(crate) struct Uv {
-    pub(crate) poll_init: unsafe extern "C" fn(*mut uv_loop_s, *mut UvPoll, c_int) -> c_int,
-    pub(crate) poll_start: unsafe extern "C" fn(*mut UvPoll, c_int, PollCallback) -> c_int,
-    pub(crate) poll_stop: unsafe extern "C" fn(*mut UvPoll) -> c_int,
-    pub(crate) close: unsafe extern "C" fn(*mut UvPoll, Option<CloseCallback>),
-    pub(crate) reference: unsafe extern "C" fn(*mut UvPoll),
-    pub(crate) unreference: unsafe extern "C" fn(*mut UvPoll),
+    pub(crate) poll_init: PollInit,
+    pub(crate) poll_start: PollStart,
+    pub(crate) poll_stop: PollStop,
+    pub(crate) close: Close,
+    pub(crate) reference: Reference,
+    pub(crate) unreference: Reference,
     /// The size of a `uv_poll_t`.
     pub(crate) poll_size: usize,
 }
@@ -53,20 +60,20 @@ fn find() -> Option<Uv> {
         (!address.is_null()).then_some(address)
     };
     macro_rules! function {
-        ($name:literal) => {{
+        ($name:literal as $type:ty) => {{
             let address = symbol($name)?;
-            // SAFETY: libuv's function of that name has the signature of the field that it is assigned to (uv.h).
-            unsafe { std::mem::transmute(address) }
+            // SAFETY: libuv's function of that name has that signature (uv.h).
+            unsafe { std::mem::transmute::<*mut c_void, $type>(address) }
         }};
     }
-    let size: unsafe extern "C" fn(c_int) -> usize = function!(c"uv_handle_size");
+    let size = function!(c"uv_handle_size" as HandleSize);
     Some(Uv {
-        poll_init: function!(c"uv_poll_init"),
-        poll_start: function!(c"uv_poll_start"),
-        poll_stop: function!(c"uv_poll_stop"),
-        close: function!(c"uv_close"),
-        reference: function!(c"uv_ref"),
-        unreference: function!(c"uv_unref"),
+        poll_init: function!(c"uv_poll_init" as PollInit),
+        poll_start: function!(c"uv_poll_start" as PollStart),
+        poll_stop: function!(c"uv_poll_stop" as PollStop),
+        close: function!(c"uv_close" as Close),
+        reference: function!(c"uv_ref" as Reference),
+        unreference: function!(c"uv_unref" as Reference),
         // SAFETY: takes a number.
         poll_size: unsafe { size(POLL) },
     })

@@ -1,0 +1,356 @@
+//! sandbox2's request surface: requests for one process each, with clone flags and a mount tree instead of a policy.
+//!
+//! Turned into the same [`Draft`] that a sandbox's launch is, so everything after that is shared. `INITIALIZE` requests end
+//! with `Prepared`; `FORK` requests go to a zygote's socket instead of the fork server. Called by the addon for
+//! `nestbox/sandbox2`.
+
+use std::os::fd::RawFd;
+
+use nestbox_protocol::{
+    DirectoryNode, FdRole, FileNode, ForkRequest, InitializationType, Mode, MonitorType, MountNode,
+    MountTree, NetnsMode, Pivot, RootNode, Step, TmpfsNode, mount_node,
+};
+use nestbox_sys::socket;
+
+use crate::channel::{Channel, PassedFd, duplicate};
+use crate::failure::{Code, Failure};
+use crate::hints;
+use crate::ids::OuterIds;
+use crate::launch::{Isolation, LaunchRequest, Launched, NetworkNeed, Route};
+use crate::policy;
+use crate::reactor::{Key, Kind};
+use crate::server::{Client, Draft, Preparation, initialize, spawn_failure};
+use crate::stdio::{self, Fds, Returned};
+
+/// What a node of a mount tree is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TreeKind {
+    /// A file of the host.
+    File,
+    /// A directory of the host.
+    Directory,
+    /// An empty file system.
+    Tmpfs,
+    /// The root's own properties.
+    Root,
+}
+
+/// One node of a mount tree. The order of a list of them is the order of mounting.
+#[derive(Clone, Debug)]
+pub struct TreeEntry {
+    /// What it is.
+    pub kind: TreeKind,
+    /// Where it is, inside.
+    pub path: String,
+    /// What it is, on the host.
+    pub outside: String,
+    /// Writable; otherwise read-only.
+    pub writable: bool,
+    /// Executable in spite of being writable.
+    pub allow_write_executable: bool,
+    /// Mounts made later at the source show up.
+    pub allow_mount_propagation: bool,
+    /// Of a tmpfs, as tmpfs(5) has them.
+    pub options: String,
+}
+
+/// A request. Fields as in `proto/forkserver.proto`; enumerations by number.
+#[derive(Debug, Default)]
+pub struct ForkCall<'a> {
+    /// `Mode`.
+    pub mode: i32,
+    /// `CLONE_NEW*` bits.
+    pub clone_flags: u64,
+    /// The mount tree.
+    pub tree: Vec<TreeEntry>,
+    /// Host name inside.
+    pub hostname: String,
+    /// `MonitorType`.
+    pub monitor_type: i32,
+    /// Leave speculative execution alone.
+    pub allow_speculation: bool,
+    /// `NetnsMode`.
+    pub netns_mode: i32,
+    /// `InitializationType`.
+    pub initialization_type: i32,
+    /// `Pivot`.
+    pub pivot: i32,
+    /// argv; the program is `argv[0]` unless there is an `exec_fd`.
+    pub args: Vec<Vec<u8>>,
+    /// The whole environment.
+    pub envs: Vec<Vec<u8>>,
+    /// Uid inside.
+    pub uid: u32,
+    /// Gid inside.
+    pub gid: u32,
+    /// Executed instead of a path.
+    pub exec_fd: Option<RawFd>,
+    /// Joined instead of the initial user namespace.
+    pub user_ns_fd: Option<RawFd>,
+    /// The control socket of a zygote: where `FORK` requests go.
+    pub zygote_fd: Option<RawFd>,
+    /// Its fds.
+    pub fds: Fds<'a>,
+}
+
+/// A list of nodes as a tree.
+pub(crate) fn mount_tree(entries: &[TreeEntry]) -> MountTree {
+    let mut tree = MountTree::default();
+    for (index, entry) in entries.iter().enumerate() {
+        let mut at = &mut tree;
+        for name in entry.path.split('/').filter(|name| !name.is_empty()) {
+            at = at.entries.entry(name.to_owned()).or_default();
+        }
+        let outside = entry.outside.clone().into_bytes();
+        let node = match entry.kind {
+            TreeKind::File => mount_node::Node::FileNode(FileNode {
+                outside,
+                writable: entry.writable,
+                allow_write_executable: entry.allow_write_executable,
+            }),
+            TreeKind::Directory => mount_node::Node::DirectoryNode(DirectoryNode {
+                outside,
+                writable: entry.writable,
+                allow_write_executable: entry.allow_write_executable,
+                allow_mount_propagation: entry.allow_mount_propagation,
+            }),
+            TreeKind::Tmpfs => {
+                mount_node::Node::TmpfsNode(TmpfsNode { tmpfs_options: entry.options.clone() })
+            }
+            TreeKind::Root => mount_node::Node::RootNode(RootNode { writable: entry.writable }),
+        };
+        at.node = Some(MountNode { node: Some(node) });
+        at.index = index as i64 + 1;
+    }
+    tree
+}
+
+fn refused(detail: &str) -> Failure {
+    Failure::fact(Code::Request, Step::Unspecified, detail)
+}
+
+impl ForkCall<'_> {
+    fn mode(&self) -> Mode {
+        Mode::try_from(self.mode).unwrap_or_default()
+    }
+
+    fn netns_mode(&self) -> NetnsMode {
+        NetnsMode::try_from(self.netns_mode).unwrap_or_default()
+    }
+
+    fn has(&self, flag: i32) -> bool {
+        self.clone_flags & flag as u64 != 0
+    }
+
+    /// Whether it has a network namespace of its own or a shared one.
+    fn network(&self) -> (NetworkNeed, &'static str) {
+        match self.netns_mode() {
+            _ if !self.has(libc::CLONE_NEWNET) => (NetworkNeed::None, "host"),
+            NetnsMode::PerSandboxee | NetnsMode::Unspecified => (NetworkNeed::None, "none"),
+            NetnsMode::None => (NetworkNeed::None, "host"),
+            NetnsMode::SharedPerForkserver => (NetworkNeed::Shared, "shared-loopback"),
+        }
+    }
+
+    fn isolation(&self) -> Isolation {
+        let (_, network) = self.network();
+        let without_net = if network == "host" { libc::CLONE_NEWNET as u64 } else { 0 };
+        let filtered = self.mode() == Mode::ForkExecveSandbox;
+        Isolation {
+            namespaces: self.clone_flags & !without_net,
+            network,
+            no_new_privs: filtered || self.has(libc::CLONE_NEWUSER),
+            filter: if filtered { "default" } else { "unfiltered" },
+        }
+    }
+
+    fn request(&self) -> ForkRequest {
+        ForkRequest {
+            mode: self.mode().into(),
+            clone_flags: self.clone_flags,
+            mount_tree: Some(mount_tree(&self.tree)),
+            hostname: self.hostname.clone(),
+            monitor_type: MonitorType::try_from(self.monitor_type).unwrap_or_default().into(),
+            allow_speculation: self.allow_speculation,
+            netns_mode: self.netns_mode().into(),
+            initialization_type: self.initialization_type,
+            pivot: Pivot::try_from(self.pivot).unwrap_or_default().into(),
+            launch: None,
+            uid: self.uid,
+            gid: self.gid,
+            filter: if self.mode() == Mode::ForkExecveSandbox {
+                policy::default_filter()
+            } else {
+                Vec::new()
+            },
+        }
+    }
+}
+
+impl Client {
+    /// Serves a request of sandbox2's surface. An error here is final; otherwise events follow.
+    pub fn fork(&mut self, call: ForkCall<'_>) -> Result<Launched, Failure> {
+        self.check_alive()?;
+        match call.mode() {
+            Mode::Unspecified => Err(refused("a request without a mode")),
+            Mode::Initialize => self.initialize(&call),
+            Mode::Fork => self.fork_zygote(call),
+            Mode::ForkExecve | Mode::ForkExecveSandbox => self.fork_execve(call),
+        }
+    }
+
+    fn fork_execve(&mut self, call: ForkCall<'_>) -> Result<Launched, Failure> {
+        if call.args.is_empty() {
+            return Err(refused("argv is empty"));
+        }
+        let nested = call.has(libc::CLONE_NEWUSER);
+        let ids = if nested {
+            self.ids.acquire().ok_or_else(crate::server::no_free_ids)?
+        } else {
+            OuterIds::default()
+        };
+        let launched = self.fork_execve_as(call, nested, ids);
+        if launched.is_err() {
+            self.ids.release(ids);
+        }
+        launched
+    }
+
+    fn fork_execve_as(
+        &mut self,
+        call: ForkCall<'_>,
+        nested: bool,
+        ids: OuterIds,
+    ) -> Result<Launched, Failure> {
+        let owner = (nested && self.ids.privileged()).then_some((ids.uid, ids.gid));
+        let mut wired = stdio::wire(&call.fds, owner).map_err(hints::advise)?;
+        for (role, fd) in [(FdRole::Exec, call.exec_fd), (FdRole::UserNamespace, call.user_ns_fd)] {
+            if let Some(fd) = fd {
+                stdio::check(fd, 0, false)?;
+                wired.pass(role, 0, PassedFd::Lent(fd));
+            }
+        }
+        let (network, _) = call.network();
+        let draft = Draft {
+            ids,
+            network,
+            initial: nested && call.user_ns_fd.is_none() && call.pivot != Pivot::Direct as i32,
+            isolation: call.isolation(),
+            report_init: call.has(libc::CLONE_NEWPID),
+            pid_from_sender: call.has(libc::CLONE_NEWPID),
+            ..Draft::new(Route::Server(Box::new(call.request())))
+        };
+        self.submit(launch_request(call), wired, draft)
+    }
+
+    fn fork_zygote(&mut self, call: ForkCall<'_>) -> Result<Launched, Failure> {
+        let Some(zygote) = call.zygote_fd else {
+            return Err(refused("mode fork needs the control socket of a zygote"));
+        };
+        stdio::check(zygote, 0, false)?;
+        let wired = stdio::wire(&call.fds, None).map_err(hints::advise)?;
+        // A copy, because the request may have to wait for room when this call is over.
+        let copy = duplicate(zygote).map_err(spawn_failure(Step::ReceiveRequest, "dup"))?;
+        let channel = Channel::for_writing(copy, Key::new(Kind::Zygote, self.coming_token()));
+        let draft = Draft {
+            isolation: Isolation { network: "zygote", ..Isolation::NONE },
+            pid_from_sender: true,
+            ..Draft::new(Route::Zygote(Box::new(call.request()), channel))
+        };
+        self.submit(launch_request(call), wired, draft)
+    }
+
+    fn initialize(&mut self, call: &ForkCall<'_>) -> Result<Launched, Failure> {
+        let token = self.next_id();
+        match InitializationType::try_from(call.initialization_type).unwrap_or_default() {
+            InitializationType::InitialNamespaces => self.prepare_initial(token)?,
+            InitializationType::NetworkNamespaces => self.prepare_keeper(token)?,
+            InitializationType::IpcNamespace => self.prepare_ipc(token)?,
+            InitializationType::Unspecified => return Err(refused("an initialize request without a type")),
+        }
+        Ok(Launched { token, returned: Returned::default() })
+    }
+
+    /// An IPC namespace below the initial user namespace. It lives as long as its fd, which the preparation holds.
+    fn prepare_ipc(&mut self, token: u64) -> Result<(), Failure> {
+        self.preparations.insert(token, Preparation::Namespace(None));
+        match self.need_initial() {
+            Ok(true) => self.request_ipc(token),
+            Ok(false) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+        .inspect_err(|_| {
+            self.preparations.remove(&token);
+        })
+    }
+
+    /// Sends the request, once the initial namespaces are there.
+    pub(crate) fn request_ipc(&mut self, token: u64) -> Result<(), Failure> {
+        let Some([user, mount]) = self.initial_fds() else { return Ok(()) };
+        let step = Step::CreateInitialNamespaces;
+        let (ours, theirs) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
+        let channel = Channel::new(ours, Key::new(Kind::Initialize, token), &self.reactor)
+            .map_err(spawn_failure(step, "epoll_ctl"))?;
+        self.ask(
+            &initialize(InitializationType::IpcNamespace),
+            vec![PassedFd::Owned(theirs), user, mount],
+            token,
+        )?;
+        self.preparations.insert(token, Preparation::Namespace(Some(channel)));
+        Ok(())
+    }
+}
+
+fn launch_request(call: ForkCall<'_>) -> LaunchRequest<'_> {
+    let file = call.args.first().cloned().unwrap_or_default();
+    LaunchRequest {
+        file,
+        args: call.args,
+        envs: call.envs,
+        cwd: b"/".to_vec(),
+        fds: call.fds,
+        ..LaunchRequest::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(kind: TreeKind, path: &str, outside: &str) -> TreeEntry {
+        TreeEntry {
+            kind,
+            path: path.into(),
+            outside: outside.into(),
+            writable: false,
+            allow_write_executable: false,
+            allow_mount_propagation: false,
+            options: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_list_becomes_a_tree_in_order() {
+        let tree = mount_tree(&[
+            entry(TreeKind::Directory, "/usr/lib", "/usr/lib"),
+            entry(TreeKind::Root, "/", ""),
+            entry(TreeKind::File, "/usr/bin/x", "/bin/true"),
+        ]);
+        assert_eq!((tree.index, tree.node.is_some()), (2, true));
+        let usr = &tree.entries["usr"];
+        assert!(usr.node.is_none(), "only a directory on the way");
+        assert_eq!(usr.entries["lib"].index, 1);
+        assert_eq!(usr.entries["bin"].entries["x"].index, 3);
+    }
+
+    #[test]
+    fn isolation_is_what_was_asked_for() {
+        let flags = (libc::CLONE_NEWUSER | libc::CLONE_NEWNET) as u64;
+        let call = ForkCall { mode: 1, clone_flags: flags, netns_mode: 2, ..ForkCall::default() };
+        let isolation = call.isolation();
+        assert_eq!((isolation.network, isolation.filter), ("host", "default"));
+        assert_eq!(isolation.namespaces, libc::CLONE_NEWUSER as u64);
+        let call = ForkCall { mode: 2, clone_flags: flags, netns_mode: 1, ..ForkCall::default() };
+        assert_eq!((call.isolation().network, call.isolation().filter), ("none", "unfiltered"));
+    }
+}

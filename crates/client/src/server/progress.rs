@@ -1,0 +1,258 @@
+//! The way of a launch: sent when all that it needs is there, brought to its end when init has spoken.
+//!
+//! Promises: a launch gives back what it held (ids, template, network namespace) whichever way it ends.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use nestbox_protocol::{
+    self as protocol, FdRole, LaunchControl, ServerRequest, Step, launch_control, server_request,
+};
+use nestbox_sys::{Errno, packet, socket};
+
+use crate::capture::Stream;
+use crate::channel::PassedFd;
+use crate::failure::{Code, Failure};
+use crate::hints;
+use crate::launch::{Event, Launch, NetworkNeed, Pending, Route, Stage};
+use crate::networks::Shared;
+use crate::outputs::{self, Job, Output, Progress, Reader};
+use crate::reactor::{Interest, Key, Kind};
+use crate::templates::{self, Template};
+
+use super::{Client, Initial, gone};
+
+impl Client {
+    /// Sends a launch if all that it needs is there; asks for what is not.
+    pub(crate) fn advance(&mut self, token: u64) {
+        match self.try_advance(token) {
+            Ok(()) => {}
+            Err(failure) => self.fail(token, failure),
+        }
+    }
+
+    pub(super) fn try_advance(&mut self, token: u64) -> Result<(), Failure> {
+        let Some(Launch { stage: Stage::Pending(pending), .. }) = self.launches.get(&token) else {
+            return Ok(());
+        };
+        let (need, unasked) = (pending.network, !pending.binds.is_empty());
+        let template = match pending.route {
+            Route::Template(id) => Some(id),
+            Route::Server(_) | Route::Zygote(..) => None,
+        };
+        let needs_initial = pending.initial || template.is_some();
+        if needs_initial && !self.need_initial()? {
+            return Ok(());
+        }
+        if unasked {
+            self.open_binds(token)?;
+        }
+        if !self.network_is_ready(need)? {
+            return Ok(());
+        }
+        let Some(Launch { stage: Stage::Pending(pending), .. }) = self.launches.get(&token) else {
+            return Ok(());
+        };
+        if pending.mounts.iter().any(Option::is_none) {
+            return Ok(());
+        }
+        if let Some(id) = template {
+            match self.templates.get(id) {
+                Some(Template { stage: templates::Stage::Ready, channel: Some(channel), .. }) => {
+                    // It may have been killed while it was idle, and that not been seen yet.
+                    if socket::at_end_of_file(channel.as_fd()) {
+                        self.replace_template(token, id);
+                        return Ok(());
+                    }
+                }
+                Some(_) => return Ok(()),
+                None => {
+                    self.replace_template(token, id);
+                    return Ok(());
+                }
+            }
+        }
+        self.transmit(token)
+    }
+
+    /// Sends a launch that has all it needs.
+    pub(super) fn transmit(&mut self, token: u64) -> Result<(), Failure> {
+        let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
+        let Stage::Pending(pending) = std::mem::replace(&mut launch.stage, Stage::Sent) else {
+            return Ok(());
+        };
+        let Pending { route, mut message, passed, peer, network, initial, mounts, signals, .. } = *pending;
+        let mut fds = Vec::with_capacity(passed.len() + mounts.len() + 4);
+        fds.push(PassedFd::Owned(peer));
+        fds.extend(passed);
+        let mut pass = |role: FdRole, number: usize, fd: PassedFd| {
+            message.fds.push(protocol::PassedFd { role: role.into(), number: number as u32 });
+            fds.push(fd);
+        };
+        for (number, mount) in mounts.into_iter().flatten().enumerate() {
+            pass(FdRole::Bind, number, PassedFd::Owned(mount));
+        }
+        let shared = match (network, &self.networks.shared) {
+            (NetworkNeed::Shared, Shared::Ready(shared)) => Some(Arc::clone(shared)),
+            _ => None,
+        };
+        if network == NetworkNeed::Own {
+            launch.network = self.networks.take();
+        }
+        if let Some(namespace) = launch.network.as_ref().or(shared.as_deref()) {
+            pass(FdRole::NetworkNamespace, 0, PassedFd::Lent(namespace.as_raw_fd()));
+        }
+        if initial && let Initial::Ready { user, mount, .. } = &self.initial {
+            pass(FdRole::InitialUserNamespace, 0, PassedFd::Lent(user.as_raw_fd()));
+            pass(FdRole::InitialMountNamespace, 0, PassedFd::Lent(mount.as_raw_fd()));
+        }
+        let sent = match route {
+            Route::Template(id) => {
+                launch.template = Some(id);
+                let Some(template) = self.templates.get_mut(id) else {
+                    return Err(gone("the template is gone"));
+                };
+                template.running += 1;
+                launch.skipped.extend_from_slice(&template.not_id_mapped);
+                let Some(channel) = &mut template.channel else { return Err(gone("the template is gone")) };
+                channel
+                    .send(&message, fds, token, &self.reactor)
+                    .map_err(|error| Failure::message(Code::Spawn, Step::ReceiveRequest, &error))
+            }
+            Route::Server(mut request) => {
+                request.launch = Some(message);
+                self.ask(&ServerRequest { kind: Some(server_request::Kind::Fork(*request)) }, fds, token)
+            }
+            Route::Zygote(mut request, mut channel) => {
+                request.launch = Some(message);
+                let request = ServerRequest { kind: Some(server_request::Kind::Fork(*request)) };
+                let sent = channel
+                    .send(&request, fds, token, &self.reactor)
+                    .map_err(|error| Failure::message(Code::Spawn, Step::ReceiveRequest, &error));
+                if channel.is_waiting() {
+                    self.waiting_zygotes.insert(token, channel);
+                }
+                sent
+            }
+        };
+        sent.map_err(hints::advise)?;
+        if network == NetworkNeed::Own {
+            self.tend_networks(None);
+        }
+        if let Some(launch) = self.launches.get(&token) {
+            for signal in signals {
+                send_signal(launch, signal);
+            }
+        }
+        Ok(())
+    }
+
+    /// A launch has come to its end without a result.
+    pub(crate) fn fail(&mut self, token: u64, failure: Failure) {
+        let failure = hints::advise(failure);
+        if self.preparations.remove(&token).is_some() {
+            self.push(Event::Failed { token, failure });
+        } else if let Some(launch) = self.launches.remove(&token) {
+            self.release(launch);
+            self.push(Event::Failed { token, failure });
+        }
+    }
+
+    pub(super) fn prepared(&mut self, token: u64) {
+        if self.preparations.remove(&token).is_some() {
+            self.push(Event::Prepared { token });
+        }
+    }
+
+    /// Gives back what a launch held.
+    pub(super) fn release(&mut self, launch: Launch) {
+        self.ids.release(launch.ids);
+        if let Some(id) = launch.template {
+            drop(self.templates.release(id));
+            drop(self.templates.evict());
+        }
+        if launch.network.is_some() {
+            self.tend_networks(launch.network);
+        }
+    }
+
+    /// Init's last word.
+    pub(super) fn ended(&mut self, token: u64, message: protocol::Ended, fds: Vec<OwnedFd>) {
+        let Some(launch) = self.launches.get_mut(&token) else { return };
+        // Nobody is left to write: what is in the pipes now is all.
+        if let Some(capture) = &mut launch.capture {
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                capture.drain(stream, &mut self.scratch, true);
+            }
+            launch.overflowed |= capture.must_kill() && !launch.killed;
+        }
+        let mut outputs = Vec::with_capacity(launch.outputs.len());
+        let mut later = Vec::new();
+        let mut fds = fds.into_iter();
+        for (index, request) in launch.outputs.iter().enumerate() {
+            let errno = message.output_errnos.get(index).copied().unwrap_or(libc::ENOENT);
+            outputs.push(match (errno, if errno == 0 { fds.next() } else { None }) {
+                (0, Some(fd)) => match outputs::begin(request, fd) {
+                    Progress::Done(output) => Some(output),
+                    Progress::Later(file) => {
+                        later.push(Job { token, index, file, request: request.clone() });
+                        None
+                    }
+                },
+                (0, None) => Some(Output::failed(Errno::EBADMSG)),
+                (errno, _) => Some(Output::failed(Errno::from_raw(errno))),
+            });
+        }
+        if later.is_empty() {
+            self.finish(token, &message, outputs.into_iter().flatten().collect());
+            return;
+        }
+        launch.stage = Stage::Reading { message: Box::new(message), outputs };
+        for job in later {
+            self.read_later(job);
+        }
+    }
+
+    pub(super) fn read_later(&mut self, job: Job) {
+        if self.reader.is_none() {
+            let started = Reader::start().and_then(|reader| {
+                self.reactor.add(reader.fd(), Key::new(Kind::Reader, 0), Interest::Read)?;
+                Ok(reader)
+            });
+            match started {
+                Ok(reader) => self.reader = Some(reader),
+                Err(errno) => return self.output_read(job.token, job.index, Output::failed(errno)),
+            }
+        }
+        if let Some(reader) = &self.reader
+            && let Err(job) = reader.submit(job)
+        {
+            self.output_read(job.token, job.index, Output::failed(Errno::EIO));
+        }
+    }
+
+    pub(super) fn output_read(&mut self, token: u64, index: usize, output: Output) {
+        let Some(launch) = self.launches.get_mut(&token) else { return };
+        let Stage::Reading { outputs, .. } = &mut launch.stage else { return };
+        outputs[index] = Some(output);
+        if outputs.iter().any(Option::is_none) {
+            return;
+        }
+        if let Stage::Reading { message, outputs } = std::mem::replace(&mut launch.stage, Stage::Sent) {
+            self.finish(token, &message, outputs.into_iter().flatten().collect());
+        }
+    }
+
+    pub(super) fn finish(&mut self, token: u64, message: &protocol::Ended, outputs: Vec<Output>) {
+        let Some(mut launch) = self.launches.remove(&token) else { return };
+        let ended = Box::new(launch.conclude(message, outputs));
+        self.push(Event::Ended { token, ended });
+        self.release(launch);
+    }
+}
+
+/// Sends a signal to a launch; false if it can't be sent.
+pub(super) fn send_signal(launch: &Launch, signal: i32) -> bool {
+    let kill = LaunchControl { kind: Some(launch_control::Kind::Kill(protocol::Kill { signal })) };
+    packet::send_message(launch.socket.as_fd(), &kill, &[], libc::MSG_DONTWAIT).is_ok()
+}

@@ -1,0 +1,486 @@
+//! Hearing: which fd is ready, what came on it, and what that means.
+//!
+//! Promises: a packet that is malformed, unexpected or has surplus fds closes the channel that it came on and fails what
+//! depended on that; none of its fds is leaked.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use nestbox_protocol::{
+    BindOpened, Hello, LaunchEvent, NetworkReply, Ready, Step, frame, launch_event, ready,
+};
+use nestbox_sys::packet::{self, Credentials};
+use nestbox_sys::{Errno, socket};
+use prost::Message;
+
+use crate::capture::{Drained, Input, Stream};
+use crate::channel::{Channel, Undelivered};
+use crate::failure::{Code, Failure};
+use crate::hints;
+use crate::launch::{Event, Launch, Stage, killed_message};
+use crate::networks::{Keeper, Outcome};
+use crate::outputs::{self, Reader};
+use crate::reactor::{Interest, Key, Kind, Readiness};
+use crate::templates;
+
+use super::progress::send_signal;
+use super::{Client, Initial, Preparation, State, gone, malformed, spawn_failure};
+
+impl Client {
+    /// Handles what is ready and appends what happened to `events`. Does not wait.
+    pub fn dispatch(&mut self, events: &mut Vec<Event>) {
+        self.dispatching = true;
+        let mut ready = Vec::new();
+        loop {
+            ready.clear();
+            let more = self.reactor.fetch(&mut ready);
+            for readiness in &ready {
+                self.handle(*readiness);
+            }
+            if let Some(failure) = self.dying.take() {
+                self.bury(&failure, true);
+            }
+            if !more {
+                break;
+            }
+        }
+        self.dispatching = false;
+        events.append(&mut self.events);
+    }
+
+    fn handle(&mut self, Readiness { key, readable, writable }: Readiness) {
+        let id = key.id;
+        match key.kind {
+            Kind::Wake => self.reactor.awake(),
+            Kind::Control => {
+                if writable {
+                    let undelivered = self.control.as_mut().map(|channel| channel.flush(&self.reactor));
+                    self.undelivered(undelivered);
+                }
+                if readable {
+                    self.receive(key, |client| client.control.as_ref(), Self::on_control);
+                }
+            }
+            Kind::Mounter => {
+                if let Initial::Ready { mounter, .. } = &mut self.initial
+                    && writable
+                {
+                    let undelivered = mounter.flush(&self.reactor);
+                    self.undelivered(Some(undelivered));
+                }
+                if readable {
+                    self.receive(key, Self::mounter, Self::on_mounter);
+                }
+            }
+            Kind::Keeper => {
+                if let Keeper::Running(channel) = &mut self.networks.keeper
+                    && writable
+                {
+                    channel.flush(&self.reactor);
+                }
+                if readable {
+                    self.receive(key, Self::keeper, Self::on_keeper);
+                }
+            }
+            Kind::Template => {
+                if writable {
+                    let channel = self.templates.get_mut(id).and_then(|template| template.channel.as_mut());
+                    let undelivered = channel.map(|channel| channel.flush(&self.reactor));
+                    self.undelivered(undelivered);
+                }
+                if readable {
+                    self.receive(
+                        key,
+                        |client| client.templates.get(id).and_then(|template| template.channel.as_ref()),
+                        |client, message| client.on_template(id, message),
+                    );
+                }
+            }
+            Kind::Initialize => self.receive(
+                key,
+                |client| match client.preparations.get(&id) {
+                    Some(Preparation::Namespace(channel)) => channel.as_ref(),
+                    _ => None,
+                },
+                |client, message| client.on_namespace(id, message),
+            ),
+            Kind::Zygote => {
+                let undelivered =
+                    self.waiting_zygotes.get_mut(&id).map(|channel| channel.flush(&self.reactor));
+                if self.waiting_zygotes.get(&id).is_some_and(|channel| !channel.is_waiting()) {
+                    self.waiting_zygotes.remove(&id);
+                }
+                self.undelivered(undelivered);
+            }
+            Kind::Launch => self.read_launch(id),
+            Kind::Stdout => self.read_output(id, Stream::Stdout),
+            Kind::Stderr => self.read_output(id, Stream::Stderr),
+            Kind::Stdin => {
+                if let Some(launch) = self.launches.get_mut(&id)
+                    && launch.input.as_mut().is_none_or(Input::resume)
+                {
+                    launch.input = None;
+                }
+            }
+            Kind::Reader => {
+                let finished = self.reader.as_ref().map(Reader::collect).unwrap_or_default();
+                for outputs::Finished { token, index, output } in finished {
+                    self.output_read(token, index, output);
+                }
+            }
+        }
+    }
+
+    /// Requests that had waited for room and then could not be sent.
+    fn undelivered(&mut self, undelivered: Option<Vec<Undelivered>>) {
+        for Undelivered { owner, errno } in undelivered.unwrap_or_default() {
+            let failure = spawn_failure(Step::ReceiveRequest, "sendmsg")(errno);
+            if self.templates.get(owner).is_some() {
+                self.fail_template(owner, &failure);
+            } else {
+                self.fail(owner, failure);
+            }
+        }
+    }
+
+    fn mounter(&self) -> Option<&Channel> {
+        match &self.initial {
+            Initial::Making(channel) | Initial::Ready { mounter: channel, .. } => Some(channel),
+            Initial::None => None,
+        }
+    }
+
+    fn keeper(&self) -> Option<&Channel> {
+        match &self.networks.keeper {
+            Keeper::Starting(channel) | Keeper::Running(channel) => Some(channel),
+            Keeper::None | Keeper::Broken(_) => None,
+        }
+    }
+
+    /// Receives all packets of a channel and has each handled; the end of file is a packet without bytes. Stops when the
+    /// channel is no longer the one that was ready.
+    fn receive(
+        &mut self,
+        key: Key,
+        channel: impl Fn(&Self) -> Option<&Channel>,
+        on_packet: impl Fn(&mut Self, Incoming<'_>),
+    ) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        while let Some(open) = channel(self).filter(|channel| channel.key() == key) {
+            let mut fds = Vec::new();
+            let incoming = match open.receive(&mut buffer, &mut fds) {
+                Ok(None) => break,
+                Ok(Some(packet)) => {
+                    Incoming { bytes: packet.bytes, credentials: packet.credentials, fds, errno: None }
+                }
+                Err(errno) => Incoming { bytes: &[], credentials: None, fds: Vec::new(), errno: Some(errno) },
+            };
+            let at_end = incoming.bytes.is_empty();
+            on_packet(self, incoming);
+            if at_end {
+                break;
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    pub(super) fn control_is_open(&self) -> bool {
+        self.control.as_ref().is_some_and(|control| !socket::at_end_of_file(control.as_fd()))
+    }
+
+    fn on_control(&mut self, mut incoming: Incoming<'_>) {
+        if let Some(failure) = incoming.lost(Step::StartForkserver) {
+            self.dying = Some(self.process.failure().cloned().unwrap_or(failure));
+            // Not read again before it is buried.
+            self.control = None;
+            return;
+        }
+        let starting = matches!(self.state, State::Starting);
+        match incoming.read::<Hello>(0) {
+            Ok((hello, _)) if starting && hello.protocol_version == u32::from(frame::VERSION) => {
+                let pid = incoming.credentials.map(|who| who.pid).or(self.process.pid()).unwrap_or(0);
+                self.state = State::Running { pid };
+                self.push(Event::ServerReady { pid });
+            }
+            Ok(_) => {
+                // Before it is ready, it reports what it failed in.
+                let event = LaunchEvent::decode(incoming.bytes.get(frame::HEADER..).unwrap_or_default());
+                self.dying = Some(match event.map(|event| event.kind) {
+                    Ok(Some(launch_event::Kind::Failure(failure))) => {
+                        Failure { code: Code::ForkServer, ..Failure::from_step(failure) }
+                    }
+                    _ => malformed(Step::StartForkserver, "the fork server said something unexpected"),
+                });
+            }
+            Err(failure) => self.dying = Some(Failure { code: Code::ForkServer, ..failure }),
+        }
+    }
+
+    fn on_mounter(&mut self, mut incoming: Incoming<'_>) {
+        let step = Step::CreateInitialNamespaces;
+        if let Some(failure) = incoming.lost(step) {
+            // With the fork server itself dead, everything is lost, and that is said instead.
+            if self.control_is_open() {
+                self.lose_initial(&failure.because("the mounter died"));
+            } else {
+                self.initial = Initial::None;
+            }
+            return;
+        }
+        let result = match std::mem::replace(&mut self.initial, Initial::None) {
+            Initial::Making(mounter) => self.on_initialized(mounter, &mut incoming),
+            ready @ Initial::Ready { .. } => {
+                self.initial = ready;
+                incoming.read::<BindOpened>(1).and_then(|(opened, fds)| self.bind_opened(opened, fds))
+            }
+            Initial::None => Ok(()),
+        };
+        if let Err(failure) = result {
+            self.lose_initial(&failure);
+        }
+    }
+
+    fn on_initialized(
+        &mut self,
+        mounter: Channel,
+        incoming: &mut Incoming<'_>,
+    ) -> Result<(), Failure> {
+        let step = Step::CreateInitialNamespaces;
+        let (answer, fds) = incoming.read::<Ready>(2)?;
+        match answer.kind {
+            Some(ready::Kind::Initialized(_)) => {
+                let Ok([user, mount]) = <[OwnedFd; 2]>::try_from(fds) else {
+                    return Err(malformed(step, "the initial namespaces came without their fds"));
+                };
+                self.initial = Initial::Ready { mounter, user, mount };
+                self.initial_ready();
+                Ok(())
+            }
+            Some(ready::Kind::Failure(failure)) => Err(Failure::from_step(failure)),
+            _ => Err(malformed(step, "not an answer to this request")),
+        }
+    }
+
+    fn on_keeper(&mut self, mut incoming: Incoming<'_>) {
+        let step = Step::CreateNetworkNamespace;
+        if let Some(failure) = incoming.lost(step) {
+            self.lose_keeper(&failure.because("the network keeper died"));
+            return;
+        }
+        let result = match std::mem::replace(&mut self.networks.keeper, Keeper::None) {
+            Keeper::Starting(channel) => {
+                incoming.read::<Ready>(0).and_then(|(answer, _)| match answer.kind {
+                    Some(ready::Kind::Initialized(_)) => {
+                        self.networks.keeper = Keeper::Running(channel);
+                        Ok(())
+                    }
+                    Some(ready::Kind::Failure(failure)) => Err(Failure::from_step(failure)),
+                    _ => Err(malformed(step, "not an answer to this request")),
+                })
+            }
+            running => {
+                self.networks.keeper = running;
+                incoming.read::<NetworkReply>(1).map(|(reply, fds)| match self.networks.reply(reply, fds) {
+                    Outcome::Quiet => {}
+                    Outcome::SharedReady => self.advance_all(),
+                    Outcome::SharedFailed(failure) => self.fail_shared(&failure),
+                })
+            }
+        };
+        match result {
+            Ok(()) => {
+                for token in self.preparing(|what| matches!(what, Preparation::Keeper)) {
+                    self.prepared(token);
+                }
+                self.tend_networks(None);
+            }
+            Err(failure) => self.lose_keeper(&failure),
+        }
+    }
+
+    fn on_template(&mut self, id: u64, mut incoming: Incoming<'_>) {
+        let step = Step::ForkTemplate;
+        if incoming.lost(step).is_some() {
+            self.template_gone(id);
+            return;
+        }
+        let answer = match self.templates.get(id) {
+            Some(template) if template.stage == templates::Stage::Building => incoming.read::<Ready>(0),
+            _ => Err(malformed(step, "a template that is ready has nothing to say")),
+        };
+        match answer.map(|(answer, _)| answer.kind) {
+            Ok(Some(ready::Kind::Template(ready))) => self.template_ready(id, ready.not_id_mapped),
+            Ok(Some(ready::Kind::Failure(failure))) => self.fail_template(id, &Failure::from_step(failure)),
+            Ok(_) => self.fail_template(id, &malformed(step, "not an answer to this request")),
+            Err(failure) => self.fail_template(id, &failure),
+        }
+    }
+
+    fn on_namespace(&mut self, token: u64, mut incoming: Incoming<'_>) {
+        let step = Step::CreateInitialNamespaces;
+        if let Some(failure) = incoming.lost(step) {
+            self.fail(token, failure);
+            return;
+        }
+        match incoming.read::<Ready>(4).map(|(answer, _)| answer.kind) {
+            Ok(Some(ready::Kind::Initialized(_))) => self.prepared(token),
+            Ok(Some(ready::Kind::Failure(failure))) => self.fail(token, Failure::from_step(failure)),
+            Ok(_) => self.fail(token, malformed(step, "not an answer to this request")),
+            Err(failure) => self.fail(token, failure),
+        }
+    }
+
+    /// Reads what a launch reports.
+    fn read_launch(&mut self, token: u64) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        while let Some(launch) = self.launches.get(&token) {
+            let mut fds = Vec::new();
+            let incoming =
+                match packet::receive(launch.socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT) {
+                    Err(Errno::EAGAIN) => break,
+                    Ok(packet) => {
+                        Incoming { bytes: packet.bytes, credentials: packet.credentials, fds, errno: None }
+                    }
+                    Err(errno) => {
+                        Incoming { bytes: &[], credentials: None, fds: Vec::new(), errno: Some(errno) }
+                    }
+                };
+            if matches!(launch.stage, Stage::Reading { .. }) {
+                // Init has exited after its last word; nothing more is read.
+                let _ = self.reactor.modify(
+                    launch.socket.as_fd(),
+                    Key::new(Kind::Launch, token),
+                    Interest::Nothing,
+                );
+                break;
+            }
+            let at_end = incoming.bytes.is_empty();
+            if let Err(failure) = self.on_launch(token, incoming) {
+                self.fail(token, failure);
+            }
+            if at_end {
+                break;
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    fn on_launch(&mut self, token: u64, mut incoming: Incoming<'_>) -> Result<(), Failure> {
+        let step = Step::RunProgram;
+        if let Some(failure) = incoming.lost(step) {
+            if incoming.errno.is_some() {
+                return Err(failure);
+            }
+            self.launch_gone(token);
+            return Ok(());
+        }
+        let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
+        let in_pid_namespace = launch.pid_from_sender;
+        let sender = incoming.credentials.map_or(0, |who: Credentials| who.pid);
+        let (event, fds) = incoming.read::<LaunchEvent>(launch.outputs.len())?;
+        match event.kind {
+            Some(launch_event::Kind::Placed(_)) => {
+                launch.init_pid = sender;
+                self.push(Event::Placed { token, pid: sender });
+            }
+            Some(launch_event::Kind::Started(started)) => {
+                let pid = if in_pid_namespace { sender } else { started.pid };
+                (launch.pid, launch.started) = (pid, true);
+                self.push(Event::Started { token, pid });
+            }
+            Some(launch_event::Kind::Ended(ended)) => {
+                if in_pid_namespace && launch.init_pid == 0 {
+                    launch.init_pid = sender;
+                }
+                self.ended(token, ended, fds);
+            }
+            Some(launch_event::Kind::Failure(failure)) => return Err(Failure::from_step(failure)),
+            None => return Err(malformed(step, "an event without a kind")),
+        }
+        Ok(())
+    }
+
+    /// A launch socket ended without a word.
+    fn launch_gone(&mut self, token: u64) {
+        // The fork server's end of file always comes first (its fds are closed before its children hear of its death),
+        // but perhaps it was not looked at yet.
+        if !self.control_is_open() {
+            self.dying.get_or_insert_with(|| gone("the fork server died"));
+            return;
+        }
+        let Some(launch) = self.launches.get(&token) else { return };
+        if launch.started {
+            let message = killed_message(launch.killed, launch.outputs.len());
+            self.ended(token, message, Vec::new());
+        } else {
+            let failure =
+                Failure::fact(Code::Spawn, Step::CloneInit, "the nest was gone before the program started");
+            self.fail(token, failure);
+        }
+    }
+
+    /// Reads what a launch reported before the fork server died, but not that it ended without a word: all did.
+    pub(super) fn drain_launch(&mut self, token: u64) {
+        let pending = |launch: &Launch| {
+            matches!(launch.stage, Stage::Sent) && !socket::at_end_of_file(launch.socket.as_fd())
+        };
+        let mut buffer = std::mem::take(&mut self.buffer);
+        while let Some(launch) = self.launches.get(&token).filter(|launch| pending(launch)) {
+            let mut fds = Vec::new();
+            let Ok(packet) =
+                packet::receive(launch.socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT)
+            else {
+                break;
+            };
+            let incoming =
+                Incoming { bytes: packet.bytes, credentials: packet.credentials, fds, errno: None };
+            if incoming.bytes.is_empty() || self.on_launch(token, incoming).is_err() {
+                break;
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    fn read_output(&mut self, token: u64, stream: Stream) {
+        let Some(launch) = self.launches.get_mut(&token) else { return };
+        let Some(capture) = &mut launch.capture else { return };
+        if capture.drain(stream, &mut self.scratch, false) == Drained::ToTheEnd {
+            capture.close(stream);
+        }
+        if capture.must_kill() && !launch.overflowed {
+            launch.overflowed = true;
+            send_signal(launch, libc::SIGKILL);
+        }
+    }
+}
+
+/// One packet, its fds and its sender.
+struct Incoming<'a> {
+    bytes: &'a [u8],
+    credentials: Option<Credentials>,
+    fds: Vec<OwnedFd>,
+    errno: Option<Errno>,
+}
+
+impl Incoming<'_> {
+    /// The failure that says that the channel is at its end or broken; `None`: there is a packet.
+    fn lost(&self, step: Step) -> Option<Failure> {
+        match self.errno {
+            Some(errno) => Some(hints::advise(Failure::system(Code::Spawn, step, "recvmsg", errno))),
+            None if self.bytes.is_empty() => {
+                Some(Failure::fact(Code::ForkServer, step, "the fork server died"))
+            }
+            None => None,
+        }
+    }
+
+    /// Its message and fds, of which there may be `most`. With surplus fds, or if it does not decode, all are closed.
+    fn read<M: Message + Default>(&mut self, most: usize) -> Result<(M, Vec<OwnedFd>), Failure> {
+        let mut fds = std::mem::take(&mut self.fds);
+        let message = packet::read_message(self.bytes, &mut fds)
+            .map_err(|error| Failure::message(Code::Spawn, Step::DecodeRequest, &error))?;
+        if fds.len() > most {
+            return Err(malformed(Step::DecodeRequest, "the packet has more fds than it may have"));
+        }
+        Ok((message, fds))
+    }
+}
