@@ -1,2 +1,45 @@
-//! The fork server.
-fn main() {}
+//! The fork server: a static, single-threaded helper that launches isolated processes on request.
+//!
+//! Started by `crates/client` with an empty environment and its control socket as fd 3. Its processes, and where each is
+//! written down:
+//!
+//! - the fork server itself ([`boot`], [`server`]): receives requests, forks a child for each, never waits;
+//! - the privileged helper ([`privileged`]), under a root host only;
+//! - the mounter ([`initial`], [`mounter`]), which made the initial namespaces and lives in them;
+//! - the network keeper ([`network`]), which makes network namespaces and tells whether one is as new;
+//! - one template per policy ([`template`], built by [`tree`]), which forks a nest per launch;
+//! - one init per nest ([`init`]), which prepares it ([`nest`]), starts the sandboxee ([`child`]), reaps and reports;
+//! - one supervisor per launch that no template serves ([`request`]).
+//!
+//! `docs/architecture.md` has the picture and the sequence of a launch.
+
+mod boot;
+mod capabilities;
+mod child;
+mod fault;
+mod guard;
+mod init;
+mod initial;
+mod launch;
+mod mounter;
+mod nest;
+mod network;
+mod privileged;
+mod report;
+mod request;
+mod server;
+mod source;
+mod template;
+mod tree;
+
+/// Ends this process at once: no destructors, no flushing, whatever state the launch path is in.
+fn exit(status: i32) -> ! {
+    loop {
+        // SAFETY: takes a number; does not return.
+        let _ = unsafe { nestbox_sys::syscall!(libc::SYS_exit_group, status) };
+    }
+}
+
+fn main() {
+    server::run()
+}

@@ -101,13 +101,20 @@ fn send_with(
 
 /// Writes one control message at `start + offset`; returns the space it takes.
 fn put_control(start: *mut u8, offset: usize, kind: i32, data: &[u8]) -> usize {
-    // SAFETY: CMSG_LEN and CMSG_SPACE only compute.
-    let (length, space) = unsafe { (libc::CMSG_LEN(data.len() as u32), libc::CMSG_SPACE(data.len() as u32)) };
+    // SAFETY: only computes.
+    let length = unsafe { libc::CMSG_LEN(data.len() as u32) };
+    // SAFETY: only computes.
+    let space = unsafe { libc::CMSG_SPACE(data.len() as u32) };
     let header = libc::cmsghdr { cmsg_len: length as _, cmsg_level: libc::SOL_SOCKET, cmsg_type: kind };
-    // SAFETY: offset is a sum of CMSG_SPACEs, so aligned, and the assertion at CONTROL leaves room.
-    unsafe { start.add(offset).cast::<libc::cmsghdr>().write(header) };
+    // SAFETY: the assertion at CONTROL leaves room.
+    let place = unsafe { start.add(offset) };
+    // `offset` is a sum of CMSG_SPACEs and `start` is aligned to 8: so is the place.
+    #[expect(clippy::cast_ptr_alignment, reason = "see above")]
+    let place = place.cast::<libc::cmsghdr>();
+    // SAFETY: aligned, and ours.
+    unsafe { place.write(header) };
     // SAFETY: CMSG_DATA of a header whose room was just reckoned.
-    let target = unsafe { libc::CMSG_DATA(start.add(offset).cast()) };
+    let target = unsafe { libc::CMSG_DATA(place) };
     // SAFETY: `space` bytes are ours from the header on.
     unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
     space as usize
@@ -166,7 +173,9 @@ pub fn receive<'a>(
             let bytes = this.cmsg_len as usize - (data as usize - message as usize);
             for index in 0..bytes / size_of::<RawFd>() {
                 // SAFETY: the kernel wrote that many fds.
-                let fd = unsafe { data.cast::<RawFd>().add(index).read_unaligned() };
+                let place = unsafe { data.add(index * size_of::<RawFd>()) };
+                // SAFETY: as above.
+                let fd = unsafe { place.cast::<RawFd>().read_unaligned() };
                 // SAFETY: the kernel has just installed it for us, and nobody else knows it.
                 fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
             }

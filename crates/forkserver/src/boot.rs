@@ -1,0 +1,95 @@
+//! What the fork server does before its first request: shed everything it inherited from the host.
+//!
+//! Promises: its own session, no terminal, no fds but the null device and its control socket; default priority,
+//! affinity, personality, umask and signal dispositions; no capabilities, no session keyring, not dumpable; dead when
+//! the host is. Called once, by `main`.
+
+use std::os::fd::RawFd;
+
+use nestbox_protocol::Step;
+use nestbox_sys::{Errno, process};
+
+use crate::capabilities;
+use crate::fault::{At, Fault};
+
+/// The control socket, in every process of ours.
+pub(crate) const CONTROL_FD: RawFd = 3;
+
+const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;
+const KEYCTL_REVOKE: usize = 3;
+const KEY_SPEC_SESSION_KEYRING: usize = -3_isize as usize;
+
+/// Sheds what was inherited. Capabilities are kept until [`drop_capabilities`].
+pub(crate) fn shed_inheritance() {
+    // The parent's *thread* that spawned us must live as long as the host (prctl(2)); the client sees to that. Should
+    // the host have died before this line, its end of the control socket is closed and the first receive ends us.
+    let _ = process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as usize);
+    let _ = process::close_range(CONTROL_FD as u32 + 1, u32::MAX, 0);
+    let _ = process::prctl(libc::PR_SET_NAME, c"nestbox-server".as_ptr() as usize);
+    let _ = process::prctl(libc::PR_SET_DUMPABLE, 0);
+    // Orphans of launches without namespaces come to us when their supervisor is gone, not to the host's init.
+    let _ = process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
+    let _ = nix::unistd::setsid();
+    let _ = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    let _ = nix::unistd::chdir("/");
+    // SAFETY: takes a number.
+    unsafe { libc::personality(0) };
+    // Raising the own priority needs a privilege; where it is missing the host's stays.
+    // SAFETY: takes numbers.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+    let cpus = [0xff_u8; 1024];
+    // SAFETY: the set is as long as said; processors that do not exist are passed over.
+    unsafe { libc::sched_setaffinity(0, cpus.len(), cpus.as_ptr().cast()) };
+    let _ = process::write_file_at(libc::AT_FDCWD, c"/proc/self/oom_score_adj", b"0");
+    reset_signals();
+    leave_session_keyring();
+    raise_fd_limit();
+}
+
+/// Default dispositions, everything blocked. Children are reaped by the kernel (`SA_NOCLDWAIT` by ignoring SIGCHLD):
+/// nobody here waits for anyone, so nothing may become a zombie. With every signal blocked there is no handler to run
+/// on the launch child's borrowed stack, and a SIGTERM meant for the host changes nothing.
+fn reset_signals() {
+    for signal in 1..=64 {
+        let disposition = if signal == libc::SIGCHLD { libc::SIG_IGN } else { libc::SIG_DFL };
+        // SAFETY: SIG_DFL and SIG_IGN run no code of ours. SIGKILL, SIGSTOP and libc's own two answer EINVAL.
+        unsafe { libc::signal(signal, disposition) };
+    }
+    crate::child::set_signal_mask(u64::MAX);
+}
+
+/// Joins a fresh session keyring and revokes it: descendants inherit a keyring that holds nothing and can hold nothing,
+/// so no two sandboxes share keys, at no cost per launch and none of the quota of 200 keys (keyrings(7)).
+fn leave_session_keyring() {
+    // SAFETY: a null name is allowed: an anonymous keyring.
+    let joined = unsafe { nestbox_sys::syscall!(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0) };
+    if joined.is_ok() {
+        // SAFETY: numbers only.
+        let _ = unsafe { nestbox_sys::syscall!(libc::SYS_keyctl, KEYCTL_REVOKE, KEY_SPEC_SESSION_KEYRING) };
+    }
+}
+
+/// A template holds the fds of the launch that it is just handing over; the soft limit must not be in the way.
+fn raise_fd_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a struct of ours.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: a struct of ours.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    }
+}
+
+/// Drops all capabilities. The bounding set stays: `unsandboxed` launches run as the host would, and a setuid program
+/// that they execute may gain what it would have gained there.
+pub(crate) fn drop_capabilities() -> Result<(), Fault<'static>> {
+    capabilities::keep_only(0).at(Step::DropCapabilities, "capset", b"")
+}
+
+/// Ties this process's life to its parent's. `parent` is the parent's pid as it was before the fork: if it is another
+/// by now, the parent died before the signal was armed. Must come after the last change of credentials, which would
+/// clear it (prctl(2), `PR_SET_PDEATHSIG`).
+pub(crate) fn die_with_parent(parent: i32) -> Result<(), Errno> {
+    process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as usize)?;
+    if nix::unistd::getppid().as_raw() == parent { Ok(()) } else { Err(Errno::ESRCH) }
+}

@@ -1,0 +1,311 @@
+//! The launch child: from clone to exec.
+//!
+//! It runs on a stack of its own in its parent's memory (`CLONE_VM`), while the parent is suspended. So nothing here
+//! allocates, locks, unwinds or touches thread-local state: system calls are made without the C library, and everything
+//! they need was made ready in [`crate::launch`]. [`steps`] reads top to bottom; each step has its own name in the error
+//! record. Called by [`crate::init`] only.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, c_int, c_void};
+use std::os::fd::RawFd;
+
+use nestbox_protocol::Step;
+use nestbox_sys::process::{CLOSE_RANGE_CLOEXEC, close_range, install_filter, prctl, unshare};
+use nestbox_sys::{Errno, process};
+
+use crate::capabilities;
+use crate::fault::{At, Fault};
+use crate::initial::write_single_maps;
+use crate::launch::{Prepared, Program};
+use crate::report::Marks;
+
+const PR_SET_SPECULATION_CTRL: c_int = 53;
+const PR_SPEC_STORE_BYPASS: usize = 0;
+const PR_SPEC_INDIRECT_BRANCH: usize = 1;
+const PR_SPEC_FORCE_DISABLE: usize = 8;
+
+/// What the child works on, and where it leaves what became of it: its parent's memory.
+pub(crate) struct Child<'a> {
+    pub(crate) launch: &'a Prepared<'a>,
+    /// The compiled syscall filter, or empty.
+    pub(crate) filter: &'a [u8],
+    /// A proc in which `self` is this process.
+    pub(crate) proc: RawFd,
+    /// A user namespace of its own, no capabilities, no new privileges.
+    pub(crate) sandboxed: bool,
+    /// Leave speculation alone.
+    pub(crate) speculation: bool,
+    /// Arm the parent-death signal: outside a pid namespace nothing else ties the child to its supervisor.
+    pub(crate) die_with_parent: bool,
+    pub(crate) marks: Marks,
+    /// Set if a step failed.
+    pub(crate) fault: Option<Fault<'a>>,
+}
+
+/// The function that the clone runs. `argument` is a `*mut Child`.
+pub(crate) extern "C" fn run(argument: *mut c_void) -> c_int {
+    // SAFETY: the parent passes a Child of its own and is suspended until we execute or exit.
+    let child = unsafe { &mut *argument.cast::<Child<'_>>() };
+    let Err(fault) = steps(child);
+    child.fault = Some(fault);
+    crate::exit(127)
+}
+
+/// Every step from clone to exec, in order.
+fn steps<'a>(child: &mut Child<'a>) -> Result<Infallible, Fault<'a>> {
+    let launch = child.launch;
+    create_session()?;
+    if child.sandboxed {
+        set_outer_ids(launch)?;
+        create_user_namespace(child.proc, launch)?;
+        child.marks.add(Step::WriteIdMaps);
+    }
+    map_fds(launch)?;
+    // After the nested user namespace is entered: RLIMIT_NPROC set before counts all of the caller's sandboxes together.
+    set_limits(launch)?;
+    change_directory(launch)?;
+    reset_signals()?;
+    if child.die_with_parent {
+        // After the last change of credentials, which clears it.
+        prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as usize).at(Step::CreateSession, "prctl", b"")?;
+    }
+    if child.sandboxed {
+        drop_privileges()?;
+        child.marks.add(Step::DropBoundingSet);
+        if !child.speculation {
+            disable_speculation()?;
+        }
+        install(child.filter)?;
+    }
+    child.marks.add(Step::InstallFilter);
+    execute(launch)
+}
+
+/// Own session and process group: no controlling terminal, and a signal to the host's group does not reach it.
+fn create_session() -> Result<(), Fault<'static>> {
+    // SAFETY: takes nothing.
+    unsafe { nestbox_sys::syscall!(libc::SYS_setsid) }.at(Step::CreateSession, "setsid", b"").map(drop)
+}
+
+/// Gives the sandboxee exactly its own fds. 0-2 are the null device unless mapped. Comes after the id maps, whose proc fd
+/// may sit where a target belongs.
+fn map_fds(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
+    let step = Step::MapFds;
+    // Everything of ours already is close-on-exec; this holds even if one day something is not.
+    close_range(3, u32::MAX, CLOSE_RANGE_CLOEXEC).at(step, "close_range", b"")?;
+    let copy = |from: RawFd, to: RawFd, flags: c_int| {
+        // SAFETY: numbers only.
+        unsafe { nestbox_sys::syscall!(libc::SYS_dup3, from, to, flags) }.at(step, "dup3", b"fd")
+    };
+    let all = || launch.fds.iter().zip(0..);
+    if let Some(staging) = launch.staging {
+        for (&(from, _), index) in all() {
+            copy(from, staging + index, libc::O_CLOEXEC)?;
+        }
+        if let Program::Fd(program) = launch.program {
+            copy(program, staging + launch.fds.len() as RawFd, libc::O_CLOEXEC)?;
+        }
+    }
+    for (&(from, to), index) in all() {
+        copy(launch.staging.map_or(from, |staging| staging + index), to, 0)?;
+    }
+    Ok(())
+}
+
+/// Under a root host: leave the host's root for the unprivileged outer id, in U0. The host's supplementary groups are
+/// gone since U0 was entered.
+fn set_outer_ids(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
+    let step = Step::SetIds;
+    let ids = launch.ids;
+    if ids.privileged {
+        let (uid, gid) = (ids.outer_uid, ids.outer_gid);
+        // SAFETY: numbers only.
+        unsafe { nestbox_sys::syscall!(libc::SYS_setresgid, gid, gid, gid) }.at(step, "setresgid", b"")?;
+        // SAFETY: numbers only.
+        unsafe { nestbox_sys::syscall!(libc::SYS_setresuid, uid, uid, uid) }.at(step, "setresuid", b"")?;
+    }
+    // The id maps of a non-dumpable process can't be written by its owner. The flag belongs to the memory we share with
+    // init, which clears it again as soon as this child has executed.
+    prctl(libc::PR_SET_DUMPABLE, 1).at(step, "prctl", b"").map(drop)
+}
+
+/// U1: a user namespace nested in the one that owns the nest's other namespaces. No capability in it means anything
+/// there, so the mounts, the network and the hostname are out of the sandboxee's reach even without the filter.
+fn create_user_namespace(proc: RawFd, launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
+    unshare(libc::CLONE_NEWUSER).at(Step::CreateUserNamespace, "unshare", b"nested user namespace")?;
+    let ids = launch.ids;
+    write_single_maps(
+        proc,
+        c"self/setgroups",
+        c"self/uid_map",
+        c"self/gid_map",
+        [ids.inside_uid, ids.inside_gid],
+        [ids.outer_uid, ids.outer_gid],
+    )
+    .map_err(|(errno, path)| Fault::new(Step::WriteIdMaps, errno, "write", path))
+}
+
+fn set_limits(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
+    let step = Step::SetLimits;
+    for &(resource, value) in &launch.rlimits {
+        let set = |value: u64| {
+            let limit = libc::rlimit64 { rlim_cur: value, rlim_max: value };
+            // SAFETY: a struct of ours.
+            unsafe { nestbox_sys::syscall!(libc::SYS_prlimit64, 0, resource, &raw const limit, 0) }
+        };
+        match set(value) {
+            Ok(_) => {}
+            // Above the hard limit that we run under: that one is tighter than what was asked for, and holds.
+            Err(Errno::EPERM) => {
+                let mut have = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+                // SAFETY: a struct of ours.
+                unsafe { nestbox_sys::syscall!(libc::SYS_prlimit64, 0, resource, 0, &raw mut have) }
+                    .at(step, "prlimit", b"")?;
+                set(have.rlim_max).at(step, "prlimit", b"")?;
+            }
+            Err(errno) => return Err(Fault::new(step, errno, "prlimit", b"")),
+        }
+    }
+    Ok(())
+}
+
+/// From `/`, so that a relative or failing path never leaves the sandboxee where its parent stood.
+fn change_directory<'a>(launch: &'a Prepared<'_>) -> Result<(), Fault<'a>> {
+    let step = Step::ChangeDirectory;
+    let change = |path: &CStr| {
+        // SAFETY: a C string.
+        unsafe { nestbox_sys::syscall!(libc::SYS_chdir, path.as_ptr()) }
+    };
+    change(c"/").at(step, "chdir", b"/")?;
+    change(&launch.cwd).at(step, "chdir", launch.cwd.to_bytes())?;
+    // SAFETY: takes a number.
+    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_umask, 0o022) };
+    Ok(())
+}
+
+/// Default dispositions and an empty mask. Our own processes ignore SIGCHLD and block everything; both would survive
+/// the exec.
+fn reset_signals() -> Result<(), Fault<'static>> {
+    set_default(libc::SIGCHLD).at(Step::ResetSignals, "rt_sigaction", b"SIGCHLD")?;
+    set_signal_mask(0);
+    Ok(())
+}
+
+/// `struct sigaction` as the kernel has it: handler, flags, restorer, mask. All zero is SIG_DFL.
+#[repr(C)]
+struct KernelSigaction([usize; 4]);
+
+/// Sets `signal` to its default disposition.
+pub(crate) fn set_default(signal: c_int) -> Result<(), Errno> {
+    let action = KernelSigaction([0; 4]);
+    // SAFETY: a struct of ours; the mask has 8 bytes.
+    unsafe { nestbox_sys::syscall!(libc::SYS_rt_sigaction, signal, &raw const action, 0, 8) }.map(drop)
+}
+
+/// Blocks exactly the signals of `mask`.
+pub(crate) fn set_signal_mask(mask: u64) {
+    // SAFETY: a mask of 8 bytes of ours. It can't fail with a valid pointer and size.
+    let _ =
+        unsafe { nestbox_sys::syscall!(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, 0, 8) };
+}
+
+/// After the new user namespace gave us every capability there: none, in all five sets. Effective and permitted go at
+/// exec, ambient and inheritable are empty; the bounding set has to be emptied by hand (capabilities(7)).
+fn drop_privileges() -> Result<(), Fault<'static>> {
+    capabilities::drop_bounding_set().at(Step::DropBoundingSet, "prctl", b"")?;
+    capabilities::keep_only(0).at(Step::DropBoundingSet, "capset", b"")?;
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::SetNoNewPrivs, "prctl", b"").map(drop)
+}
+
+/// No speculative store bypass, no indirect branch speculation, for good. A processor without the control has nothing
+/// to switch off.
+fn disable_speculation() -> Result<(), Fault<'static>> {
+    for feature in [PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH] {
+        // SAFETY: numbers only.
+        let set = unsafe {
+            nestbox_sys::syscall!(
+                libc::SYS_prctl,
+                PR_SET_SPECULATION_CTRL,
+                feature,
+                PR_SPEC_FORCE_DISABLE,
+                0,
+                0
+            )
+        };
+        match set {
+            Ok(_) | Err(Errno::ENODEV | Errno::ENXIO | Errno::EPERM | Errno::EINVAL) => {}
+            Err(errno) => return Err(Fault::new(Step::SetNoNewPrivs, errno, "prctl", b"speculation")),
+        }
+    }
+    Ok(())
+}
+
+fn install(filter: &[u8]) -> Result<(), Fault<'static>> {
+    if filter.is_empty() {
+        return Ok(());
+    }
+    install_filter(filter).at(Step::InstallFilter, "seccomp", b"")
+}
+
+/// Executes the program; comes back only with the reason why not. Among several candidates the first errno that says
+/// more than "not here" counts, as in execvp(3).
+fn execute<'a>(launch: &'a Prepared<'_>) -> Result<Infallible, Fault<'a>> {
+    let exec_fault = |errno, syscall, detail| Fault {
+        exec: true,
+        ..Fault::new(Step::Exec, errno, syscall, launch.file).detail(detail)
+    };
+    match &launch.program {
+        Program::Fd(fd) => {
+            let fd = launch.staging.map_or(*fd, |staging| staging + launch.fds.len() as RawFd);
+            // SAFETY: the vectors are null-terminated and point to C strings.
+            let answer = unsafe {
+                nestbox_sys::syscall!(
+                    libc::SYS_execveat,
+                    fd,
+                    c"".as_ptr(),
+                    launch.argv(),
+                    launch.envp(),
+                    libc::AT_EMPTY_PATH
+                )
+            };
+            let detail = "an interpreter of a script can't open a close-on-exec fd";
+            let errno = answer.err().unwrap_or(Errno::EIO);
+            Err(exec_fault(errno, "execveat", if errno == Errno::ENOENT { detail } else { "" }))
+        }
+        Program::Paths(candidates) => {
+            let mut found = Errno::ENOENT;
+            let mut detail = "";
+            for path in candidates {
+                // SAFETY: as above.
+                let answer = unsafe {
+                    nestbox_sys::syscall!(libc::SYS_execve, path.as_ptr(), launch.argv(), launch.envp())
+                };
+                match answer.err().unwrap_or(Errno::EIO) {
+                    Errno::ENOENT if exists(path) => {
+                        detail =
+                            "the file exists, but its interpreter (of a script or the ELF loader) does not";
+                        break;
+                    }
+                    Errno::ENOENT | Errno::ENOTDIR => {}
+                    Errno::EACCES => found = Errno::EACCES,
+                    errno => return Err(exec_fault(errno, "execve", "")),
+                }
+            }
+            Err(exec_fault(found, "execve", detail))
+        }
+    }
+}
+
+fn exists(path: &CStr) -> bool {
+    // SAFETY: a C string.
+    unsafe { nestbox_sys::syscall!(libc::SYS_faccessat, libc::AT_FDCWD, path.as_ptr(), libc::F_OK) }.is_ok()
+}
+
+/// Starts the child; returns its pid once it has executed or failed.
+///
+/// # Safety
+/// `stack` must be the high end of memory that nobody else uses meanwhile.
+pub(crate) unsafe fn start(child: &mut Child<'_>, stack: *mut c_void) -> Result<i32, Errno> {
+    // SAFETY: `run` allocates nothing and does not return; all signals are blocked in every process of ours.
+    unsafe { process::vfork_on(stack, run, std::ptr::from_mut(child).cast(), 0) }
+}

@@ -1,0 +1,511 @@
+//! Init: pid 1 of a nest. Prepares it, starts the sandboxee, enforces the clock, reaps, and reports when nothing runs any
+//! more. Also the supervisor of a launch without a pid namespace, which does the same for the children it can find.
+//!
+//! Promises: it reports on the launch socket and nowhere else; after `Ended` nothing of the launch runs, because it kills
+//! and reaps everybody first; the end of the socket (the host has gone, or let go) ends the nest; it has no signal
+//! handlers, no stdio, no fd of the host but its socket. Runs in the process that [`crate::template`] or
+//! [`crate::request`] cloned.
+
+use std::ffi::{CString, c_void};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use nestbox_protocol::{LaunchControl, LimitKind, Step, frame, launch_control};
+use nestbox_sys::mount::{RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_at};
+use nestbox_sys::process::monotonic_ns;
+use nestbox_sys::{Errno, packet, process};
+use prost::Message;
+
+use crate::boot::CONTROL_FD;
+use crate::capabilities::{self, CAP_KILL, CAP_SETGID, CAP_SETUID};
+use crate::child::{self, Child};
+use crate::fault::{At, Fault};
+use crate::guard;
+use crate::launch::Prepared;
+use crate::nest::{self, NestMounts};
+use crate::report::{self, Ending, Marks, OUTPUTS_MAX};
+use crate::source::{below_root, status};
+use crate::template::PROC_FD;
+
+/// Everything about one nest that init needs. All of it was made before the clone.
+pub(crate) struct Nest<'a> {
+    pub(crate) launch: &'a Prepared<'a>,
+    pub(crate) mounts: Option<&'a NestMounts<'a>>,
+    pub(crate) hostname: Option<&'a str>,
+    /// The sandboxee's syscall filter.
+    pub(crate) filter: &'a [u8],
+    /// Init's own.
+    pub(crate) guard: Option<&'a [u8]>,
+    pub(crate) stack: *mut c_void,
+    /// This process is pid 1: everything it can see is the nest's.
+    pub(crate) pid_namespace: bool,
+    pub(crate) sandboxed: bool,
+    pub(crate) speculation: bool,
+}
+
+/// How often at least the nest's CPU time is looked at, in nanoseconds.
+const CPU_LOOK_MIN: u64 = 10_000_000;
+
+/// How the sandboxee ended, as waitid(2) tells it.
+#[derive(Clone, Copy)]
+struct Ended {
+    signaled: bool,
+    status: i32,
+}
+
+/// Why the nest is being ended.
+#[derive(Clone, Copy, Default)]
+struct Verdict {
+    limit: LimitKind,
+    killed_by_host: bool,
+}
+
+/// Prepares the nest, runs the program, reports. `socket` is the launch socket, wherever it was received.
+pub(crate) fn run(nest: &Nest<'_>, socket: RawFd, mut marks: Marks) -> ! {
+    // The socket takes the place of the template's, which an init must not hold.
+    // SAFETY: numbers only.
+    let moved = unsafe { nestbox_sys::syscall!(libc::SYS_dup3, socket, CONTROL_FD, libc::O_CLOEXEC) };
+    let number = if moved.is_ok() { CONTROL_FD } else { socket };
+    // SAFETY: one of both is open, for as long as this process lives.
+    let socket = unsafe { BorrowedFd::borrow_raw(number) };
+    if let Err(fault) = moved.at(Step::PrepareInit, "dup3", b"") {
+        report::launch_failed(socket, &fault);
+        crate::exit(1);
+    }
+    match start(nest, socket, &mut marks) {
+        Ok(running) => supervise(nest, socket, &running, &marks),
+        Err(fault) => {
+            if nest.pid_namespace {
+                // Nothing but a failed launch child can be left; it is dead.
+                let _ = reap(true, 0, &mut None);
+            }
+            report::launch_failed(socket, &fault);
+            crate::exit(1)
+        }
+    }
+}
+
+/// A program that runs.
+struct Running {
+    pid: i32,
+    exec_ns: u64,
+    /// Tells of children that ended.
+    signals: OwnedFd,
+}
+
+/// From the fresh namespaces to the running program.
+fn start<'a>(nest: &'a Nest<'a>, socket: BorrowedFd<'_>, marks: &mut Marks) -> Result<Running, Fault<'a>> {
+    if nest.launch.report_init {
+        report::placed(socket);
+    }
+    let signals = watch_children()?;
+    marks.add(Step::PrepareInit);
+    if nest.pid_namespace || nest.mounts.is_some() {
+        nest::set_up(nest.mounts, nest.launch, nest.hostname, marks)?;
+    }
+    marks.add(Step::SetHostname);
+    let mut child = Child {
+        launch: nest.launch,
+        filter: nest.filter,
+        proc: PROC_FD,
+        sandboxed: nest.sandboxed,
+        speculation: nest.speculation,
+        die_with_parent: !nest.pid_namespace,
+        marks: *marks,
+        fault: None,
+    };
+    // SAFETY: the stack is this process's copy, used by nobody else.
+    let pid = unsafe { child::start(&mut child, nest.stack) }.at(Step::CloneSandboxee, "clone", b"")?;
+    let exec_ns = monotonic_ns();
+    if let Some(fault) = child.fault {
+        return Err(fault);
+    }
+    *marks = child.marks;
+    marks.add_at(Step::Exec, exec_ns);
+    report::started(socket, pid, nest.pid_namespace);
+    retire(nest, signals.as_raw_fd())?;
+    Ok(Running { pid, exec_ns, signals })
+}
+
+/// A signalfd for SIGCHLD. The template ignores it, and then children would vanish unseen.
+fn watch_children() -> Result<OwnedFd, Fault<'static>> {
+    let step = Step::PrepareInit;
+    child::set_default(libc::SIGCHLD).at(step, "rt_sigaction", b"SIGCHLD")?;
+    let mask = 1_u64 << (libc::SIGCHLD - 1);
+    // SAFETY: a mask of 8 bytes of ours.
+    let fd = unsafe {
+        nestbox_sys::syscall!(
+            libc::SYS_signalfd4,
+            -1_i32,
+            &raw const mask,
+            8,
+            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK
+        )
+    }
+    .at(step, "signalfd4", b"SIGCHLD")?;
+    // SAFETY: just made.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd as RawFd) })
+}
+
+/// What init gives up once the program runs: dumpability, which the launch child switched on in the memory they shared,
+/// every fd but its own three, all capabilities but those to kill and to read outputs as the sandboxee, and every system
+/// call it has no use for.
+fn retire(nest: &Nest<'_>, signals: RawFd) -> Result<(), Fault<'static>> {
+    let step = Step::GuardInit;
+    process::prctl(libc::PR_SET_DUMPABLE, 0).at(step, "prctl", b"")?;
+    own_proc(nest).at(step, "openat2", b"/proc")?;
+    let after_proc = PROC_FD as u32 + 1;
+    if signals as u32 > after_proc {
+        process::close_range(after_proc, signals as u32 - 1, 0).at(step, "close_range", b"")?;
+    }
+    process::close_range(signals as u32 + 1, u32::MAX, 0).at(step, "close_range", b"")?;
+    if let Some(program) = nest.guard {
+        capabilities::keep_only(CAP_KILL | CAP_SETUID | CAP_SETGID).at(step, "capset", b"")?;
+        guard::install(program).at(step, "seccomp", b"init")?;
+    }
+    Ok(())
+}
+
+/// The proc that was needed for the id maps shows the template's other nests; from now on it is the nest's own, if CPU
+/// time has to be summed, or none.
+fn own_proc(nest: &Nest<'_>) -> Result<(), Errno> {
+    if nest.pid_namespace
+        && nest.launch.cpu_us.is_some()
+        && let Ok(proc) = open_at(libc::AT_FDCWD, c"proc", libc::O_RDONLY | libc::O_DIRECTORY, 0, 0)
+    {
+        // SAFETY: numbers only.
+        let moved =
+            unsafe { nestbox_sys::syscall!(libc::SYS_dup3, proc.as_raw_fd(), PROC_FD, libc::O_CLOEXEC) };
+        return moved.map(drop);
+    }
+    process::close_range(PROC_FD as u32, PROC_FD as u32, 0)
+}
+
+/// Waits for the program, the host and the clock.
+fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &Running, marks: &Marks) -> ! {
+    let mut ended = None;
+    let wall_end = nest.launch.wall_ns.map(|limit| running.exec_ns.saturating_add(limit));
+    let mut cpu_look = nest.launch.cpu_us.map(|_| running.exec_ns + CPU_LOOK_MIN);
+    let verdict = loop {
+        let until = [wall_end, cpu_look].into_iter().flatten().min();
+        let (message, child) = wait(socket, running.signals.as_fd(), until);
+        if child {
+            drain(running.signals.as_fd());
+            reap(false, running.pid, &mut ended);
+            if ended.is_some() {
+                break Verdict::default();
+            }
+        }
+        if message {
+            match receive(socket) {
+                Control::Nothing => {}
+                Control::Signal(libc::SIGKILL) => {
+                    break Verdict { killed_by_host: true, ..Verdict::default() };
+                }
+                Control::Signal(signal) => {
+                    // SAFETY: numbers only; the program has not been reaped, so the pid is its own.
+                    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_kill, running.pid, signal) };
+                }
+                Control::HostGone => {
+                    kill_all(nest, running.pid, &mut ended);
+                    crate::exit(0);
+                }
+            }
+        }
+        let now = monotonic_ns();
+        if wall_end.is_some_and(|end| now >= end) {
+            break Verdict { limit: LimitKind::WallTime, ..Verdict::default() };
+        }
+        if let (Some(limit), Some(look)) = (nest.launch.cpu_us, cpu_look)
+            && now >= look
+        {
+            let used = cpu_used_us();
+            if used >= limit {
+                break Verdict { limit: LimitKind::CpuTime, ..Verdict::default() };
+            }
+            // The soonest that the rest can be used up is when every processor works for the nest.
+            let soonest = (limit - used) * 1_000 / nest.launch.processors;
+            cpu_look = Some(now + soonest.max(CPU_LOOK_MIN));
+        }
+    };
+    finish(nest, socket, running, verdict, ended, marks)
+}
+
+/// Waits for a message or a child until `until`; says which there is.
+fn wait(socket: BorrowedFd<'_>, signals: BorrowedFd<'_>, until: Option<u64>) -> (bool, bool) {
+    let mut fds = [
+        libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+        libc::pollfd { fd: signals.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+    ];
+    let timeout = until.map(|until| {
+        let left = until.saturating_sub(monotonic_ns());
+        libc::timespec { tv_sec: (left / 1_000_000_000) as _, tv_nsec: (left % 1_000_000_000) as _ }
+    });
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: two pollfds and a timespec of ours; no signal mask.
+    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_ppoll, fds.as_mut_ptr(), 2, timeout, 0, 0) };
+    (fds[0].revents != 0, fds[1].revents != 0)
+}
+
+fn drain(signals: BorrowedFd<'_>) {
+    let mut info = [0_u8; 128];
+    // SAFETY: a buffer of ours; the fd is non-blocking.
+    let _ =
+        unsafe { nestbox_sys::syscall!(libc::SYS_read, signals.as_raw_fd(), info.as_mut_ptr(), info.len()) };
+}
+
+/// What the host said.
+enum Control {
+    Nothing,
+    Signal(i32),
+    HostGone,
+}
+
+fn receive(socket: BorrowedFd<'_>) -> Control {
+    let mut buffer = [0; 256];
+    let mut fds = Vec::new();
+    let body = match packet::receive(socket, &mut buffer, &mut fds, libc::MSG_DONTWAIT) {
+        Ok(packet) if packet.bytes.is_empty() => return Control::HostGone,
+        Ok(packet) => match frame::parse(packet.bytes) {
+            Ok(frame::Kind::Inline(body)) => body,
+            _ => return Control::Nothing,
+        },
+        Err(Errno::ECONNRESET | Errno::EPIPE) => return Control::HostGone,
+        Err(_) => return Control::Nothing,
+    };
+    match LaunchControl::decode(body).ok().and_then(|control| control.kind) {
+        Some(launch_control::Kind::Kill(kill)) if (1..=64).contains(&kill.signal) => {
+            Control::Signal(kill.signal)
+        }
+        _ => Control::Nothing,
+    }
+}
+
+/// Reaps what has ended (or, if `block`, everybody), noting how `main` ended. True if nobody is left.
+fn reap(block: bool, main: i32, ended: &mut Option<Ended>) -> bool {
+    let options = libc::WEXITED | libc::__WALL | if block { 0 } else { libc::WNOHANG };
+    loop {
+        // SAFETY: all-zero is a valid siginfo.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: a struct of ours.
+        let waited =
+            unsafe { nestbox_sys::syscall!(libc::SYS_waitid, libc::P_ALL, 0, &raw mut info, options, 0) };
+        match waited {
+            Err(Errno::EINTR) => continue,
+            Err(_) => return true,
+            Ok(_) => {}
+        }
+        // SAFETY: waitid filled in a SIGCHLD siginfo, or left the zeroes.
+        let pid = unsafe { info.si_pid() };
+        if pid == 0 {
+            return false;
+        }
+        if pid == main {
+            // SAFETY: as above.
+            let status = unsafe { info.si_status() };
+            *ended = Some(Ended { signaled: info.si_code != libc::CLD_EXITED, status });
+        }
+    }
+}
+
+/// Ends everything: kill, reap, until nobody is left.
+fn kill_all(nest: &Nest<'_>, main: i32, ended: &mut Option<Ended>) {
+    // Most programs leave nobody: then there is no child to wait for, and so nobody to kill.
+    while !reap(false, main, ended) {
+        if nest.pid_namespace {
+            // All but init itself; a process forked meanwhile has a killed parent and is reaped here: kill(2).
+            // SAFETY: numbers only; in a pid namespace of ours -1 means nobody else's processes.
+            let _ = unsafe { nestbox_sys::syscall!(libc::SYS_kill, -1_i32, libc::SIGKILL) };
+            reap(true, main, ended);
+            return;
+        }
+        kill_children();
+        // SAFETY: all-zero is a valid siginfo.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = libc::WEXITED | libc::__WALL | libc::WNOWAIT;
+        // SAFETY: a struct of ours.
+        let _ = unsafe { nestbox_sys::syscall!(libc::SYS_waitid, libc::P_ALL, 0, &raw mut info, options, 0) };
+    }
+}
+
+/// Kills this process's children, one generation at a time: their own become ours (`PR_SET_CHILD_SUBREAPER`).
+fn kill_children() {
+    // SAFETY: takes nothing.
+    let own = unsafe { libc::getpid() };
+    let children = std::fs::read_to_string(format!("/proc/self/task/{own}/children")).unwrap_or_default();
+    for pid in children.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
+        // SAFETY: numbers only; an unreaped child's pid is its own.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+}
+
+/// Kills and reaps the rest, then says everything in one message.
+fn finish(
+    nest: &Nest<'_>,
+    socket: BorrowedFd<'_>,
+    running: &Running,
+    verdict: Verdict,
+    mut ended: Option<Ended>,
+    marks: &Marks,
+) -> ! {
+    kill_all(nest, running.pid, &mut ended);
+    let ended_ns = monotonic_ns();
+    let ended = ended.unwrap_or(Ended { signaled: true, status: libc::SIGKILL });
+    let mut outputs = Outputs::new();
+    outputs.open(nest.launch);
+    let limit = match verdict.limit {
+        LimitKind::None if ended.signaled && ended.status == libc::SIGXFSZ => LimitKind::FileSize,
+        LimitKind::None
+            if ended.signaled && ended.status == libc::SIGXCPU && nest.launch.cpu_us.is_some() =>
+        {
+            LimitKind::CpuTime
+        }
+        // The sum over a nest whose last process ended between two looks.
+        LimitKind::None if nest.launch.cpu_us.is_some_and(|limit| reaped_cpu_us() >= limit) => {
+            LimitKind::CpuTime
+        }
+        limit => limit,
+    };
+    report::ended(
+        socket,
+        &Ending {
+            signaled: ended.signaled,
+            status: ended.status,
+            limit,
+            killed_by_host: verdict.killed_by_host,
+            disk_full: nest.mounts.is_some_and(NestMounts::is_full),
+            usage: usage_of_reaped(),
+            exec_ns: running.exec_ns,
+            ended_ns,
+            marks,
+            output_errnos: &outputs.errnos[..nest.launch.outputs.len()],
+            output_fds: &outputs.fds[..outputs.count],
+        },
+    );
+    crate::exit(0)
+}
+
+fn usage_of_reaped() -> libc::rusage {
+    // SAFETY: all-zero is a valid rusage.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: a struct of ours.
+    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_getrusage, libc::RUSAGE_CHILDREN, &raw mut usage) };
+    usage
+}
+
+fn reaped_cpu_us() -> u64 {
+    let usage = usage_of_reaped();
+    let micros = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
+    micros(usage.ru_utime) + micros(usage.ru_stime)
+}
+
+/// CPU time of the nest: of the reaped, and of the living with the children that they reaped themselves
+/// (`/proc/PID/stat`, fields 14 to 17; ticks of 10 ms). Under `proc('none')` only of the reaped; RLIMIT_CPU is what holds
+/// a single process then.
+fn cpu_used_us() -> u64 {
+    let mut ticks = 0;
+    let Ok(proc) = open_at(PROC_FD, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0, 0) else {
+        return reaped_cpu_us();
+    };
+    let mut buffer = [0_u8; 4096];
+    loop {
+        // SAFETY: a buffer of ours.
+        let read = unsafe {
+            nestbox_sys::syscall!(libc::SYS_getdents64, proc.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
+        };
+        let length = match read {
+            Ok(length) if length > 0 => length,
+            _ => break,
+        };
+        let mut offset = 0;
+        // struct linux_dirent64: inode 8, offset 8, length 2, type 1, name.
+        while offset + 19 < length {
+            let size = usize::from(u16::from_ne_bytes([buffer[offset + 16], buffer[offset + 17]]));
+            let name = &buffer[offset + 19..(offset + size).min(length)];
+            let name = &name[..name.iter().position(|&byte| byte == 0).unwrap_or(name.len())];
+            if name.first().is_some_and(u8::is_ascii_digit) {
+                ticks += ticks_of(proc.as_fd(), name);
+            }
+            offset += size.max(1);
+        }
+    }
+    reaped_cpu_us() + ticks * 10_000
+}
+
+/// `utime + stime + cutime + cstime` of one process; 0 for init itself, whose children's are counted as reaped.
+fn ticks_of(proc: BorrowedFd<'_>, pid: &[u8]) -> u64 {
+    if pid == b"1" || pid.len() > 20 {
+        return 0;
+    }
+    let mut path = [0_u8; 32];
+    path[..pid.len()].copy_from_slice(pid);
+    path[pid.len()..pid.len() + 5].copy_from_slice(b"/stat");
+    let Ok(path) = std::ffi::CStr::from_bytes_until_nul(&path) else { return 0 };
+    let Ok(file) = open_at(proc.as_raw_fd(), path, libc::O_RDONLY, 0, 0) else { return 0 };
+    let mut text = [0_u8; 512];
+    // SAFETY: a buffer of ours.
+    let read =
+        unsafe { nestbox_sys::syscall!(libc::SYS_read, file.as_raw_fd(), text.as_mut_ptr(), text.len()) };
+    let text = &text[..read.unwrap_or(0)];
+    // The name, in parentheses, may hold anything; the numbers follow the last one.
+    let Some(end) = text.iter().rposition(|&byte| byte == b')') else { return 0 };
+    text[end + 1..]
+        .split(|&byte| byte == b' ')
+        .filter(|field| !field.is_empty())
+        .skip(11)
+        .take(4)
+        .filter_map(|field| std::str::from_utf8(field).ok()?.parse::<u64>().ok())
+        .sum()
+}
+
+/// The output files, opened.
+struct Outputs {
+    errnos: [i32; OUTPUTS_MAX],
+    fds: [RawFd; OUTPUTS_MAX],
+    count: usize,
+}
+
+impl Outputs {
+    const fn new() -> Self {
+        Self { errnos: [0; OUTPUTS_MAX], fds: [-1; OUTPUTS_MAX], count: 0 }
+    }
+
+    /// Opens each, as the sandboxee could have: with its file-system ids, following no symlink, waiting for no FIFO.
+    fn open(&mut self, launch: &Prepared<'_>) {
+        if launch.outputs.is_empty() {
+            return;
+        }
+        if launch.ids.privileged {
+            // SAFETY: numbers only. They answer the previous id; a failure shows as EACCES on the open.
+            let _ = unsafe { nestbox_sys::syscall!(libc::SYS_setfsgid, launch.ids.outer_gid) };
+            // SAFETY: as above.
+            let _ = unsafe { nestbox_sys::syscall!(libc::SYS_setfsuid, launch.ids.outer_uid) };
+        }
+        for (path, errno) in launch.outputs.iter().zip(&mut self.errnos) {
+            match open_output(path) {
+                Ok(fd) => {
+                    self.fds[self.count] = fd.as_raw_fd();
+                    self.count += 1;
+                    // Open until this process ends, right after the report.
+                    std::mem::forget(fd);
+                }
+                Err(error) => *errno = error as i32,
+            }
+        }
+    }
+}
+
+/// Opens a regular file of the nest for reading. ELOOP: a symlink somewhere in the path; EMEDIUMTYPE: not a regular file.
+fn open_output(path: &CString) -> Result<OwnedFd, Errno> {
+    const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
+    let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+    let file = open_at(libc::AT_FDCWD, below_root(path), flags, 0, resolve)?;
+    // SAFETY: all-zero is a valid statfs.
+    let mut system: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a struct of ours.
+    unsafe { nestbox_sys::syscall!(libc::SYS_fstatfs, file.as_raw_fd(), &raw mut system) }?;
+    if status(file.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFREG || system.f_type == PROC_SUPER_MAGIC {
+        return Err(Errno::EMEDIUMTYPE);
+    }
+    Ok(file)
+}

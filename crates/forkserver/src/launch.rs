@@ -1,0 +1,259 @@
+//! A launch made ready to be carried out without allocating: everything that becomes a C string, a pointer array or a
+//! number is made here, by the process that will clone, before it clones.
+//!
+//! Promises: after [`Prepared::new`] the launch path only reads. Called by templates and by [`crate::request`]; read by
+//! [`crate::nest`], [`crate::child`] and [`crate::init`].
+
+use std::ffi::{CString, c_char, c_void};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use nestbox_protocol::{FdRole, Launch, Limits, Network, Plan, Step};
+use nestbox_sys::Errno;
+
+use crate::fault::Fault;
+use crate::report::OUTPUTS_MAX;
+use crate::source::c_path;
+
+/// Who the sandboxee is. `outer_*` are ids as U0 calls them: under a root host, whose U0 has the identity map, the
+/// host's; under an unprivileged one 0, which is the caller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ids {
+    pub(crate) inside_uid: u32,
+    pub(crate) inside_gid: u32,
+    pub(crate) privileged: bool,
+    pub(crate) outer_uid: u32,
+    pub(crate) outer_gid: u32,
+}
+
+/// Where the nest's network namespace comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NetworkSource {
+    /// Join this one.
+    Fd(RawFd),
+    /// Made by the clone; its loopback is still down.
+    New,
+    /// The host's.
+    Host,
+}
+
+/// What to execute.
+#[derive(Debug)]
+pub(crate) enum Program {
+    /// Paths to try in order, as execvp(3) does.
+    Paths(Vec<CString>),
+    /// execveat(2) with an empty path.
+    Fd(RawFd),
+}
+
+/// A per-launch bind: a detached mount and where it goes.
+#[derive(Debug)]
+pub(crate) struct LaunchBind {
+    pub(crate) mount: RawFd,
+    pub(crate) path: CString,
+}
+
+/// A private file.
+#[derive(Debug)]
+pub(crate) struct LaunchFile<'a> {
+    pub(crate) path: &'a [u8],
+    pub(crate) content: &'a [u8],
+    pub(crate) mode: u32,
+}
+
+/// A launch, ready.
+#[derive(Debug)]
+pub(crate) struct Prepared<'a> {
+    pub(crate) program: Program,
+    /// What the caller asked to run, for error records.
+    pub(crate) file: &'a [u8],
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    /// Keeps what `argv` and `envp` point to.
+    _strings: Vec<CString>,
+    pub(crate) cwd: CString,
+    /// (fd as received, number in the sandboxee).
+    pub(crate) fds: Vec<(RawFd, RawFd)>,
+    /// Set if an fd as received sits where the sandboxee gets one: first free number above all of them, where they are
+    /// moved first, in order, the program's fd last.
+    pub(crate) staging: Option<RawFd>,
+    pub(crate) ids: Ids,
+    /// (RLIMIT_*, value).
+    pub(crate) rlimits: Vec<(u32, u64)>,
+    pub(crate) wall_ns: Option<u64>,
+    pub(crate) cpu_us: Option<u64>,
+    /// Processors that may work for the nest at the same time.
+    pub(crate) processors: u64,
+    pub(crate) disk: Option<u64>,
+    pub(crate) network: NetworkSource,
+    pub(crate) binds: Vec<LaunchBind>,
+    pub(crate) files: Vec<LaunchFile<'a>>,
+    pub(crate) outputs: Vec<CString>,
+    pub(crate) report_init: bool,
+}
+
+impl<'a> Prepared<'a> {
+    /// Prepares `request`, whose fds (the launch socket left out) are `fds`.
+    pub(crate) fn new(
+        request: &'a Launch,
+        fds: &[OwnedFd],
+        plan: &Plan,
+        ids: Ids,
+    ) -> Result<Self, Fault<'a>> {
+        let refuse =
+            |detail| Err(Fault::new(Step::DecodeRequest, Errno::EBADMSG, "recvmsg", b"").detail(detail));
+        if request.fds.len() != fds.len() {
+            return refuse("the launch came with another number of fds than it says");
+        }
+        if request.outputs.len() > OUTPUTS_MAX {
+            return refuse("too many outputs");
+        }
+        let mut mapped = Vec::with_capacity(fds.len());
+        let mut network = match plan.network() {
+            Network::Host => NetworkSource::Host,
+            _ => NetworkSource::New,
+        };
+        let mut mounts = vec![None; request.binds.len()];
+        let mut exec = None;
+        for (passed, fd) in request.fds.iter().zip(fds) {
+            let fd = fd.as_raw_fd();
+            match passed.role() {
+                FdRole::Stdio => mapped.push((fd, passed.number as RawFd)),
+                FdRole::Bind => match mounts.get_mut(passed.number as usize) {
+                    Some(slot) => *slot = Some(fd),
+                    None => return refuse("a mount came for a bind that does not exist"),
+                },
+                FdRole::NetworkNamespace => network = NetworkSource::Fd(fd),
+                FdRole::Exec => exec = Some(fd),
+                // Taken by crate::request before it comes here.
+                FdRole::UserNamespace | FdRole::InitialUserNamespace | FdRole::InitialMountNamespace => {}
+                FdRole::Unspecified => return refuse("an fd without a role"),
+            }
+        }
+        let mut binds = Vec::with_capacity(mounts.len());
+        for (bind, mount) in request.binds.iter().zip(mounts) {
+            let Some(mount) = mount else { return refuse("a bind without its mount") };
+            binds.push(LaunchBind { mount, path: string(&bind.path)? });
+        }
+        let ids = Ids {
+            outer_uid: if ids.privileged { request.outer_uid } else { ids.outer_uid },
+            outer_gid: if ids.privileged { request.outer_gid } else { ids.outer_gid },
+            ..ids
+        };
+        let limits = request.limits.unwrap_or_default();
+        let mut strings = Vec::with_capacity(request.args.len() + request.envs.len());
+        let argv = pointers(&request.args, &mut strings)?;
+        let envp = pointers(&request.envs, &mut strings)?;
+        Ok(Self {
+            program: match exec {
+                Some(fd) => Program::Fd(fd),
+                None => Program::Paths(candidates(&request.file, &request.search_path)?),
+            },
+            file: &request.file,
+            argv,
+            envp,
+            _strings: strings,
+            staging: staging(&mapped, exec),
+            cwd: string(if request.cwd.is_empty() { b"/" } else { &request.cwd })?,
+            fds: mapped,
+            ids,
+            rlimits: rlimits(&limits),
+            wall_ns: limits.wall_time.map(|ms| ms.saturating_mul(1_000_000)),
+            cpu_us: limits.cpu_time.map(|ms| ms.saturating_mul(1_000)),
+            processors: if limits.cpu_time.is_some() { processors() } else { 1 },
+            disk: limits.disk,
+            network,
+            binds,
+            files: request
+                .files
+                .iter()
+                .map(|file| LaunchFile { path: &file.path, content: &file.content, mode: file.mode })
+                .collect(),
+            outputs: request.outputs.iter().map(|output| string(&output.path)).collect::<Result<_, _>>()?,
+            report_init: request.report_init,
+        })
+    }
+
+    /// The argument vector, as execve(2) wants it.
+    pub(crate) fn argv(&self) -> *const *const c_char {
+        self.argv.as_ptr()
+    }
+
+    /// The environment, as execve(2) wants it.
+    pub(crate) fn envp(&self) -> *const *const c_char {
+        self.envp.as_ptr()
+    }
+}
+
+fn staging(mapped: &[(RawFd, RawFd)], exec: Option<RawFd>) -> Option<RawFd> {
+    let above = mapped.iter().map(|&(_, to)| to + 1).max()?;
+    let sources = || mapped.iter().map(|&(from, _)| from).chain(exec);
+    sources().any(|from| from < above).then(|| sources().fold(above, |base, from| base.max(from + 1)))
+}
+
+fn string(bytes: &[u8]) -> Result<CString, Fault<'_>> {
+    c_path(bytes).map_err(|errno| {
+        Fault::new(Step::DecodeRequest, errno, "recvmsg", bytes).detail("a string with a NUL byte")
+    })
+}
+
+/// Pointers to C strings of `texts`, null-terminated. The strings go to `keep`: a CString's bytes do not move with it.
+fn pointers<'a>(texts: &'a [Vec<u8>], keep: &mut Vec<CString>) -> Result<Vec<*const c_char>, Fault<'a>> {
+    let mut all = Vec::with_capacity(texts.len() + 1);
+    for text in texts {
+        let text = string(text)?;
+        all.push(text.as_ptr());
+        keep.push(text);
+    }
+    all.push(std::ptr::null());
+    Ok(all)
+}
+
+/// Where execvp(3) would look: the name itself if it has a slash, else each directory of the path.
+fn candidates<'a>(file: &'a [u8], search_path: &[u8]) -> Result<Vec<CString>, Fault<'a>> {
+    if file.contains(&b'/') || file.is_empty() {
+        return Ok(vec![string(file)?]);
+    }
+    search_path
+        .split(|&byte| byte == b':')
+        .filter(|directory| directory.starts_with(b"/"))
+        .map(|directory| {
+            c_path(&[directory, b"/", file].concat())
+                .map_err(|errno| Fault::new(Step::DecodeRequest, errno, "recvmsg", file))
+        })
+        .collect()
+}
+
+/// Resource limits of the sandboxee and its children: getrlimit(2).
+fn rlimits(limits: &Limits) -> Vec<(u32, u64)> {
+    let mut all = Vec::with_capacity(8);
+    let mut set = |resource: libc::__rlimit_resource_t, value: Option<u64>| {
+        if let Some(value) = value {
+            all.push((resource, value));
+        }
+    };
+    set(libc::RLIMIT_NPROC, limits.processes);
+    set(libc::RLIMIT_NOFILE, limits.open_files);
+    set(libc::RLIMIT_FSIZE, limits.file_size);
+    set(libc::RLIMIT_STACK, limits.stack);
+    set(libc::RLIMIT_AS, limits.address_space_per_process);
+    // A core_pattern that is a pipe ignores a limit of 0 and honours 1: core(5).
+    set(libc::RLIMIT_CORE, limits.core.map(|bytes| bytes.max(1)));
+    // Init sums the nest's CPU time; this stops a single process even between two looks.
+    set(libc::RLIMIT_CPU, limits.cpu_time.map(|ms| ms.div_ceil(1000) + 1));
+    all
+}
+
+fn processors() -> u64 {
+    // SAFETY: takes a number.
+    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+    u64::try_from(count).unwrap_or(1).max(1)
+}
+
+/// Size of the launch child's stack: its frames are small and hold no buffers.
+const STACK: usize = 64 * 1024;
+
+/// Allocates the launch child's stack, once per process that launches; returns its high end.
+pub(crate) fn allocate_stack() -> *mut c_void {
+    let stack = Box::leak(vec![0_u128; STACK / 16].into_boxed_slice());
+    stack.as_mut_ptr_range().end.cast()
+}

@@ -1,0 +1,381 @@
+//! What is fresh in each nest: proc with its masks, tmpfs, devpts, launch binds and files, hostname, network.
+//!
+//! [`NestPlan`] is made once per template, [`NestMounts`] once per launch, both before the clone; [`set_up`] then runs in
+//! init and only reads. Promises: no two launches share a writable file system; no pivot, no umount; exactly the mounts
+//! that the plan lists.
+
+use std::ffi::{CStr, CString};
+use std::fmt::Write;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use nestbox_protocol::{Plan, Step, mount};
+use nestbox_sys::Errno;
+use nestbox_sys::mount::{
+    RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, attach, mount, mount_flags, open_at,
+};
+use nestbox_sys::process;
+
+use crate::fault::{At, Fault};
+use crate::launch::{LaunchFile, NetworkSource, Prepared};
+use crate::network;
+use crate::report::Marks;
+use crate::source::{below_root, c_path};
+use crate::tree::PROC_FLAGS;
+
+/// How one entry of proc is covered.
+#[derive(Debug)]
+enum Mask {
+    /// By the null device.
+    File(CString),
+    /// By an empty, read-only tmpfs.
+    Directory(CString),
+    /// By itself, read-only.
+    ReadOnly(CString),
+}
+
+#[derive(Debug)]
+enum NestStep {
+    Proc { path: CString, masks: Vec<Mask> },
+    Tmpfs { path: CString, size: u64, inodes: u64, mode: u32, exec: bool },
+    Devpts { path: CString },
+    Directory { path: CString, mode: u32 },
+    File { path: CString, content: Vec<u8>, mode: u32 },
+    Symlink { path: CString, points_to: CString },
+}
+
+/// `Plan.nest_mounts`, with C strings.
+#[derive(Debug)]
+pub(crate) struct NestPlan {
+    steps: Vec<NestStep>,
+}
+
+/// A launch's nest mounts: the plan's, with the options that depend on the launch.
+#[derive(Debug)]
+pub(crate) struct NestMounts<'a> {
+    plan: &'a NestPlan,
+    /// One for each tmpfs, in order.
+    tmpfs_options: Vec<CString>,
+}
+
+impl NestPlan {
+    /// Converts the plan, and looks at this machine's proc for which masks apply. The template's own proc is at `/proc`.
+    pub(crate) fn new(plan: &Plan) -> Result<Self, Fault<'_>> {
+        let mut steps = Vec::with_capacity(plan.nest_mounts.len());
+        for step in &plan.nest_mounts {
+            let path = owned(&step.path)?;
+            steps.push(match &step.kind {
+                Some(mount::Kind::Proc(proc)) => {
+                    let mut masks = Vec::new();
+                    for masked in &proc.masked {
+                        masks.extend(mask(&step.path, masked)?);
+                    }
+                    for read_only in &proc.read_only {
+                        let inside = join(&step.path, read_only)?;
+                        if kind_of(&inside).is_some() {
+                            masks.push(Mask::ReadOnly(inside));
+                        }
+                    }
+                    NestStep::Proc { path, masks }
+                }
+                Some(mount::Kind::Tmpfs(tmpfs)) => NestStep::Tmpfs {
+                    path,
+                    size: tmpfs.size,
+                    inodes: tmpfs.inodes,
+                    mode: tmpfs.mode,
+                    exec: tmpfs.exec,
+                },
+                Some(mount::Kind::Devpts(_)) => NestStep::Devpts { path },
+                Some(mount::Kind::Directory(directory)) => NestStep::Directory { path, mode: directory.mode },
+                Some(mount::Kind::File(file)) => {
+                    NestStep::File { path, content: file.content.clone(), mode: file.mode }
+                }
+                Some(mount::Kind::Symlink(link)) => {
+                    NestStep::Symlink { path, points_to: owned(&link.points_to)? }
+                }
+                // Its source is opened by the mounter for each launch and comes as a launch bind.
+                Some(mount::Kind::Bind(_)) => continue,
+                None => {
+                    return Err(Fault::new(Step::DecodeRequest, Errno::EBADMSG, "recvmsg", &step.path));
+                }
+            });
+        }
+        Ok(Self { steps })
+    }
+
+    /// The options of this launch's file systems.
+    pub(crate) fn prepare<'a>(&'a self, launch: &Prepared<'_>) -> Result<NestMounts<'a>, Fault<'a>> {
+        let mut tmpfs_options = Vec::new();
+        for step in &self.steps {
+            if let NestStep::Tmpfs { path, size, inodes, mode, .. } = step {
+                let size = match (*size, launch.disk) {
+                    (0, limit) => limit,
+                    (size, Some(limit)) => Some(size.min(limit)),
+                    (size, None) => Some(size),
+                };
+                // U0's name of the sandboxee: under the identity map its outer id, else 0.
+                let (uid, gid) = (launch.ids.outer_uid, launch.ids.outer_gid);
+                let mut options = format!("mode={mode:o},uid={uid},gid={gid}");
+                if let Some(size) = size {
+                    let _ = write!(options, ",size={size}");
+                }
+                if *inodes > 0 {
+                    let _ = write!(options, ",nr_inodes={inodes}");
+                }
+                tmpfs_options.push(
+                    c_path(options.as_bytes())
+                        .map_err(|errno| Fault::new(Step::MountTmpfs, errno, "mount", path.to_bytes()))?,
+                );
+            }
+        }
+        Ok(NestMounts { plan: self, tmpfs_options })
+    }
+}
+
+impl NestMounts<'_> {
+    /// Whether a tmpfs of this nest is full: a fact for the verdict, taken when everything is dead.
+    pub(crate) fn is_full(&self) -> bool {
+        self.plan.steps.iter().any(|step| {
+            let NestStep::Tmpfs { path, .. } = step else { return false };
+            // SAFETY: all-zero is a valid statfs.
+            let mut status: libc::statfs = unsafe { std::mem::zeroed() };
+            // SAFETY: a C string and a struct of ours.
+            let read = unsafe { nestbox_sys::syscall!(libc::SYS_statfs, path.as_ptr(), &raw mut status) };
+            read.is_ok()
+                && ((status.f_blocks > 0 && status.f_bfree == 0)
+                    || (status.f_files > 0 && status.f_ffree == 0))
+        })
+    }
+}
+
+fn owned(path: &[u8]) -> Result<CString, Fault<'_>> {
+    c_path(path).map_err(|errno| Fault::new(Step::DecodeRequest, errno, "recvmsg", path))
+}
+
+fn join<'a>(base: &[u8], name: &'a [u8]) -> Result<CString, Fault<'a>> {
+    c_path(&[base, b"/", name].concat())
+        .map_err(|errno| Fault::new(Step::DecodeRequest, errno, "recvmsg", name))
+}
+
+/// `S_IFMT` bits of an existing path.
+fn kind_of(path: &CStr) -> Option<libc::mode_t> {
+    // SAFETY: all-zero is a valid stat.
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: a C string and a struct of ours.
+    let found = unsafe { libc::lstat(path.as_ptr(), &raw mut status) } == 0;
+    found.then_some(status.st_mode & libc::S_IFMT)
+}
+
+fn mask<'a>(base: &[u8], name: &'a [u8]) -> Result<Option<Mask>, Fault<'a>> {
+    let inside = join(base, name)?;
+    Ok(match kind_of(&inside) {
+        Some(libc::S_IFDIR) => Some(Mask::Directory(inside)),
+        Some(_) => Some(Mask::File(inside)),
+        None => None,
+    })
+}
+
+/// Everything that is fresh, in order. Runs in init, as U0's root in the nest's namespaces.
+pub(crate) fn set_up<'a>(
+    mounts: Option<&'a NestMounts<'_>>,
+    launch: &'a Prepared<'_>,
+    hostname: Option<&'a str>,
+    marks: &mut Marks,
+) -> Result<(), Fault<'a>> {
+    match launch.network {
+        NetworkSource::Fd(fd) => {
+            process::join_namespace(fd, libc::CLONE_NEWNET).at(
+                Step::JoinNetworkNamespace,
+                "setns",
+                b"network namespace",
+            )?;
+            marks.add(Step::JoinNetworkNamespace);
+        }
+        NetworkSource::New => {
+            network::bring_loopback_up()?;
+            marks.add(Step::BringLoopbackUp);
+        }
+        NetworkSource::Host => {}
+    }
+    if let Some(mounts) = mounts {
+        mount_all(mounts, marks)?;
+    }
+    for bind in &launch.binds {
+        attach_bind(bind)?;
+    }
+    for file in &launch.files {
+        write_private_file(file, launch)?;
+    }
+    if !launch.binds.is_empty() || !launch.files.is_empty() {
+        marks.add(Step::WriteLaunchFile);
+    }
+    if let Some(name) = hostname {
+        // SAFETY: a string as long as said.
+        unsafe { nestbox_sys::syscall!(libc::SYS_sethostname, name.as_ptr(), name.len()) }.at(
+            Step::SetHostname,
+            "sethostname",
+            name.as_bytes(),
+        )?;
+    }
+    Ok(())
+}
+
+fn mount_all<'a>(mounts: &'a NestMounts<'_>, marks: &mut Marks) -> Result<(), Fault<'a>> {
+    let mut options = mounts.tmpfs_options.iter();
+    for step in &mounts.plan.steps {
+        match step {
+            NestStep::Proc { path, masks } => {
+                mount(c"proc", path, c"proc", PROC_FLAGS, c"").at(
+                    Step::MountProc,
+                    "mount",
+                    path.to_bytes(),
+                )?;
+                marks.add(Step::MountProc);
+                for mask in masks {
+                    cover(mask)?;
+                }
+                marks.add(Step::MaskProc);
+            }
+            NestStep::Tmpfs { path, exec, .. } => {
+                let flags = libc::MS_NOSUID | libc::MS_NODEV | if *exec { 0 } else { libc::MS_NOEXEC };
+                let options = options.next().map_or(c"", |options| options.as_c_str());
+                mount(c"tmpfs", path, c"tmpfs", flags, options).at(
+                    Step::MountTmpfs,
+                    "mount",
+                    path.to_bytes(),
+                )?;
+                marks.add(Step::MountTmpfs);
+            }
+            NestStep::Devpts { path } => {
+                let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
+                mount(c"devpts", path, c"devpts", flags, c"newinstance,ptmxmode=0666,mode=0620").at(
+                    Step::MountDevpts,
+                    "mount",
+                    path.to_bytes(),
+                )?;
+                marks.add(Step::MountDevpts);
+            }
+            NestStep::Directory { path, mode } => {
+                // SAFETY: a C string.
+                unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, libc::AT_FDCWD, path.as_ptr(), *mode) }
+                    .at(Step::CreateDirectory, "mkdirat", path.to_bytes())?;
+            }
+            NestStep::File { path, content, mode } => {
+                write_new_file(path, content, *mode, None).at(Step::WriteFile, "openat2", path.to_bytes())?;
+            }
+            NestStep::Symlink { path, points_to } => {
+                // SAFETY: C strings.
+                unsafe {
+                    nestbox_sys::syscall!(
+                        libc::SYS_symlinkat,
+                        points_to.as_ptr(),
+                        libc::AT_FDCWD,
+                        path.as_ptr()
+                    )
+                }
+                .at(Step::CreateSymlink, "symlinkat", path.to_bytes())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn cover(mask: &Mask) -> Result<(), Fault<'_>> {
+    let step = Step::MaskProc;
+    match mask {
+        Mask::File(path) => mount_flags(c"/dev/null", path, libc::MS_BIND).at(step, "mount", path.to_bytes()),
+        Mask::Directory(path) => {
+            let flags = PROC_FLAGS | libc::MS_RDONLY;
+            mount(c"tmpfs", path, c"tmpfs", flags, c"mode=0555,size=4k,nr_inodes=2").at(
+                step,
+                "mount",
+                path.to_bytes(),
+            )
+        }
+        Mask::ReadOnly(path) => {
+            mount_flags(path, path, libc::MS_BIND).at(step, "mount", path.to_bytes())?;
+            let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | PROC_FLAGS;
+            mount_flags(c"none", path, flags).at(step, "mount", path.to_bytes())
+        }
+    }
+}
+
+fn attach_bind(bind: &crate::launch::LaunchBind) -> Result<(), Fault<'_>> {
+    let step = Step::AttachLaunchBind;
+    // Only our own mounts are there yet, but a policy's bind may hold symlinks: none is followed.
+    let target = open_at(
+        libc::AT_FDCWD,
+        below_root(&bind.path),
+        libc::O_PATH,
+        0,
+        RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
+    )
+    .at(step, "openat2", bind.path.to_bytes())?;
+    attach(bind.mount, target.as_fd()).at(step, "move_mount", bind.path.to_bytes())
+}
+
+/// Writes a launch's private file, making the directories above it. Nothing of the user runs yet, and the client has
+/// seen to it that the path lies below a tmpfs of this nest; symlinks are refused all the same.
+fn write_private_file<'a>(file: &'a LaunchFile<'_>, launch: &Prepared<'_>) -> Result<(), Fault<'a>> {
+    let step = Step::WriteLaunchFile;
+    let mut path = [0; libc::PATH_MAX as usize];
+    if file.path.len() >= path.len() || file.path.contains(&0) {
+        return Err(Fault::new(step, Errno::ENAMETOOLONG, "openat2", file.path));
+    }
+    let owner = Some((launch.ids.outer_uid, launch.ids.outer_gid));
+    // Each proper prefix is a directory; those that are missing are made.
+    for (index, _) in file.path.iter().enumerate().skip(1).filter(|&(_, &byte)| byte == b'/') {
+        path[..index].copy_from_slice(&file.path[..index]);
+        path[index] = 0;
+        // SAFETY: the path ends in NUL.
+        let made = unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, libc::AT_FDCWD, path.as_ptr(), 0o755) };
+        match made {
+            Ok(_) => {
+                // SAFETY: as above.
+                unsafe {
+                    nestbox_sys::syscall!(
+                        libc::SYS_fchownat,
+                        libc::AT_FDCWD,
+                        path.as_ptr(),
+                        launch.ids.outer_uid,
+                        launch.ids.outer_gid,
+                        libc::AT_SYMLINK_NOFOLLOW
+                    )
+                }
+                .at(step, "fchownat", file.path)?;
+            }
+            // On a read-only mount an existing directory answers EROFS.
+            Err(Errno::EEXIST | Errno::EROFS) => {}
+            Err(errno) => return Err(Fault::new(step, errno, "mkdirat", file.path)),
+        }
+    }
+    path[..file.path.len()].copy_from_slice(file.path);
+    path[file.path.len()] = 0;
+    let path = CStr::from_bytes_until_nul(&path)
+        .map_err(|_| Fault::new(step, Errno::EINVAL, "openat2", file.path))?;
+    write_new_file(path, file.content, file.mode, owner).at(step, "openat2", file.path)
+}
+
+/// Creates and writes a file below this process's root.
+fn write_new_file(path: &CStr, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<(), Errno> {
+    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
+    let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+    let file = open_at(libc::AT_FDCWD, below_root(path), flags, 0o600, resolve)?;
+    write_all(file.as_fd(), content)?;
+    if let Some((uid, gid)) = owner {
+        // SAFETY: numbers only.
+        unsafe { nestbox_sys::syscall!(libc::SYS_fchown, file.as_raw_fd(), uid, gid) }?;
+    }
+    // SAFETY: numbers only.
+    unsafe { nestbox_sys::syscall!(libc::SYS_fchmod, file.as_raw_fd(), mode) }.map(drop)
+}
+
+fn write_all(file: BorrowedFd<'_>, mut content: &[u8]) -> Result<(), Errno> {
+    while !content.is_empty() {
+        // SAFETY: content is ours and as long as said.
+        let written = unsafe {
+            nestbox_sys::syscall!(libc::SYS_write, file.as_raw_fd(), content.as_ptr(), content.len())
+        }?;
+        content = &content[written..];
+    }
+    Ok(())
+}

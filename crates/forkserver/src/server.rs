@@ -1,0 +1,129 @@
+//! The fork server's own loop: receive a request, fork a child for it, forget it.
+//!
+//! Promises: it keeps no state between requests, waits for nobody, and a request that it can't read or fork for is
+//! answered on the socket that came with it. It ends when the control socket does. Called by `main`.
+
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nestbox_protocol::{Hello, InitializationType, Mode, ServerRequest, Step, frame, server_request};
+use nestbox_sys::packet;
+use nestbox_sys::{Errno, process};
+
+use crate::boot::{self, CONTROL_FD};
+use crate::capabilities::{self, CAP_SETUID};
+use crate::fault::{At, Fault};
+use crate::{initial, network, privileged, report, request, template};
+
+/// What every child of the fork server knows about it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Server {
+    /// Its pid.
+    pub(crate) pid: i32,
+    /// The host is root: there is a privileged helper.
+    pub(crate) privileged: bool,
+}
+
+/// Runs until the host closes the control socket.
+pub(crate) fn run() -> ! {
+    // SAFETY: the client starts us with our socket there; nobody else in this process knows it.
+    let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
+    boot::shed_inheritance();
+    let server = Server {
+        pid: nix::unistd::getpid().as_raw(),
+        privileged: nix::unistd::geteuid().is_root()
+            && capabilities::permitted().is_ok_and(|held| held & CAP_SETUID != 0),
+    };
+    if let Err(fault) = start(server) {
+        report::launch_failed(control.as_fd(), &fault);
+        crate::exit(1);
+    }
+    let hello = Hello { protocol_version: u32::from(frame::VERSION), privileged: server.privileged };
+    if packet::send_message(control.as_fd(), &hello, &[], 0).is_err() {
+        crate::exit(1);
+    }
+    let mut buffer = vec![0; frame::PACKET_MAX];
+    loop {
+        let mut fds = Vec::new();
+        let bytes = match packet::receive(control.as_fd(), &mut buffer, &mut fds, 0) {
+            Ok(packet) if packet.bytes.is_empty() => crate::exit(0),
+            Ok(packet) => packet.bytes,
+            // The packet is gone, its fds are closed: the host sees the end of the socket it sent along.
+            Err(_) => continue,
+        };
+        match packet::read_message::<ServerRequest>(bytes, &mut fds) {
+            Ok(request) => serve(server, &request, fds),
+            Err(error) => {
+                if let Some(socket) = fds.first() {
+                    report::request_failed(socket.as_fd(), &report::unreadable(error.errno()));
+                }
+            }
+        }
+    }
+}
+
+fn start(server: Server) -> Result<(), Fault<'static>> {
+    if server.privileged {
+        privileged::start()?;
+    } else {
+        // The number stays taken, so that the fds of a request come above it in either case.
+        // SAFETY: numbers only.
+        Errno::result(unsafe { libc::dup3(0, privileged::HELPER_FD, libc::O_CLOEXEC) }).at(
+            Step::StartForkserver,
+            "dup3",
+            b"",
+        )?;
+    }
+    boot::drop_capabilities()
+}
+
+/// Forks the child that serves one request.
+fn serve(server: Server, request: &ServerRequest, fds: Vec<OwnedFd>) {
+    let Some(socket) = fds.first() else { return };
+    // SAFETY: single-threaded; no CLONE_VM.
+    match unsafe { process::fork_with(0) } {
+        Ok(Some(_)) => {}
+        Ok(None) => {
+            // The child must not keep the control socket: its end of file is how the host learns of our death.
+            // SAFETY: numbers only; the server's OwnedFd of it is never dropped in this process.
+            let _ = unsafe { nestbox_sys::syscall!(libc::SYS_close, CONTROL_FD) };
+            child(server, request, fds)
+        }
+        Err(errno) => {
+            let fault = Fault::new(Step::CloneInit, errno, "clone3", b"a child of the fork server");
+            fail(socket.as_fd(), request, &fault);
+        }
+    }
+}
+
+/// A launch is told in a `LaunchEvent`, everything else in a `Ready`.
+fn fail(socket: BorrowedFd<'_>, request: &ServerRequest, fault: &Fault<'_>) {
+    let launch =
+        matches!(&request.kind, Some(server_request::Kind::Fork(fork)) if fork.mode() != Mode::Initialize);
+    if launch { report::launch_failed(socket, fault) } else { report::request_failed(socket, fault) }
+}
+
+fn child(server: Server, request: &ServerRequest, fds: Vec<OwnedFd>) -> ! {
+    let Some(socket) = fds.first().and_then(|fd| fd.try_clone().ok()) else { crate::exit(1) };
+    if let Err(fault) = boot::die_with_parent(server.pid).at(Step::ReceiveRequest, "prctl", b"") {
+        fail(socket.as_fd(), request, &fault);
+        crate::exit(1);
+    }
+    let Err(fault) = match &request.kind {
+        Some(server_request::Kind::Template(wanted)) => template::create(server, wanted, fds),
+        Some(server_request::Kind::Fork(fork)) => match (fork.mode(), fork.initialization_type()) {
+            (Mode::Initialize, InitializationType::InitialNamespaces) => initial::create(server, fds),
+            (Mode::Initialize, InitializationType::NetworkNamespaces) => network::keep(server, fds),
+            (Mode::Initialize, InitializationType::IpcNamespace) => initial::create_ipc(fds),
+            (Mode::ForkExecveSandbox | Mode::ForkExecve, _) => request::launch(server, fork, &fds),
+            (Mode::Fork, _) => Err(refused("only a zygote can be forked without an exec")),
+            _ => Err(refused("unknown mode or initialization type")),
+        },
+        None => Err(refused("unknown request")),
+    };
+    fail(socket.as_fd(), request, &fault);
+    crate::exit(1);
+}
+
+fn refused(detail: &'static str) -> Fault<'static> {
+    Fault::new(Step::DecodeRequest, Errno::EINVAL, "recvmsg", b"").detail(detail)
+}

@@ -1,0 +1,221 @@
+//! A template: a policy made ready. A resident process, pid 1 of its own pid namespace, whose mount namespace holds only
+//! the policy's mounts. Each launch is one packet on its socket and one clone3(2) here.
+//!
+//! Promises: it holds no fd of a launch after handing it to the nest's init, so its fd table, and with it the cost of the
+//! clone, never grows; it waits for no nest; it ends with its socket and with the fork server, and then the kernel kills
+//! all its nests, which live in pid namespaces below its own. Made by [`crate::server`] on request.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+
+use nestbox_protocol::{Launch, Plan, Ready, Step, TemplateReady, TemplateRequest, frame, ready};
+use nestbox_sys::{Errno, packet, process, socket};
+
+use crate::boot::CONTROL_FD;
+use crate::fault::{At, Fault};
+use crate::init::Nest;
+use crate::initial::surplus_fds;
+use crate::launch::{Ids, NetworkSource, Prepared};
+use crate::nest::NestPlan;
+use crate::report::Marks;
+use crate::server::Server;
+use crate::source::IdMapping;
+use crate::tree::{self, Origin};
+use crate::{guard, init, initial, launch, report};
+
+/// Where a template and its inits have their proc.
+pub(crate) const PROC_FD: RawFd = 4;
+
+/// First fd of a launch in a template: 0-2 are the null device, 3 the socket, 4 proc.
+const FIRST_LAUNCH_FD: u32 = 5;
+
+/// Namespaces of every nest. The network's are decided per launch; the user namespace comes last, in the launch child.
+const NEST_FLAGS: u64 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP) as u64;
+
+/// Forks the template as a child of the fork server; fds: [socket, user namespace, mount namespace].
+pub(crate) fn create(
+    server: Server,
+    request: &TemplateRequest,
+    fds: Vec<OwnedFd>,
+) -> Result<Infallible, Fault<'_>> {
+    let [socket, user, mnt] = <[OwnedFd; 3]>::try_from(fds).map_err(|_| surplus_fds())?;
+    let plan = request.plan.as_ref().ok_or_else(surplus_fds)?;
+    initial::join(user.as_fd(), Some(mnt.as_fd()))?;
+    drop((user, mnt));
+    if server.privileged {
+        initial::drop_groups()?;
+    }
+    let flags = (libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64;
+    match fork_sibling(server, flags, Step::ForkTemplate)? {
+        Sibling::Parent => crate::exit(0),
+        Sibling::Child => run(server, request, plan, socket),
+    }
+}
+
+/// Which side of [`fork_sibling`] this is.
+pub(crate) enum Sibling {
+    Parent,
+    Child,
+}
+
+/// Forks a child of the *fork server* (`CLONE_PARENT`), so that its parent-death signal is tied to that and not to this
+/// passing process. In a new pid namespace the child can't see whether its parent is still there when it arms the
+/// signal; so this process looks afterwards, and kills the child if the fork server has gone.
+pub(crate) fn fork_sibling(server: Server, flags: u64, step: Step) -> Result<Sibling, Fault<'static>> {
+    let (ours, theirs) = socket::stream_pair().at(step, "socketpair", b"")?;
+    // SAFETY: single-threaded; no CLONE_VM.
+    match unsafe { process::fork_with(flags | libc::CLONE_PARENT as u64) }.at(
+        step,
+        "clone3",
+        b"namespaces",
+    )? {
+        None => {
+            drop(ours);
+            process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as usize).at(step, "prctl", b"")?;
+            nix::unistd::write(&theirs, &[1]).at(step, "write", b"")?;
+            Ok(Sibling::Child)
+        }
+        Some(child) => {
+            drop(theirs);
+            let armed = nix::unistd::read(&ours, &mut [0]) == Ok(1);
+            let orphaned = nix::unistd::getppid().as_raw() != server.pid;
+            if !armed || orphaned {
+                // SAFETY: takes numbers; the child can't have been reaped and its pid reused: it is alive or, as the
+                // fork server's child, gone with ESRCH.
+                unsafe { libc::kill(child, libc::SIGKILL) };
+            }
+            Ok(Sibling::Parent)
+        }
+    }
+}
+
+fn run<'a>(
+    server: Server,
+    request: &'a TemplateRequest,
+    plan: &'a Plan,
+    socket: OwnedFd,
+) -> Result<Infallible, Fault<'a>> {
+    let _ = process::prctl(libc::PR_SET_NAME, c"nestbox-templat".as_ptr() as usize);
+    let ids = Ids {
+        inside_uid: plan.uid,
+        inside_gid: plan.gid,
+        privileged: server.privileged,
+        outer_uid: if server.privileged { request.outer_uid } else { 0 },
+        outer_gid: if server.privileged { request.outer_gid } else { 0 },
+    };
+    let mapping = IdMapping { available: server.privileged, uid: ids.outer_uid, gid: ids.outer_gid };
+    let built = tree::build(plan, mapping, Origin::Initial)?;
+    process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::SetNoNewPrivs, "prctl", b"")?;
+    let nest = NestPlan::new(plan)?;
+    let ready =
+        TemplateReady { mounts: plan.template_mounts.len() as u32, not_id_mapped: built.not_id_mapped };
+    let socket = settle(socket, built.proc)?;
+    let answer = Ready { kind: Some(ready::Kind::Template(ready)) };
+    packet::send_message(socket.as_fd(), &answer, &[], 0)
+        .map_err(|error| Fault::new(Step::ForkTemplate, error.errno(), "sendmsg", b""))?;
+    let template = Template { plan, nest, ids, guard: guard::program(), stack: launch::allocate_stack() };
+    template.serve(socket.as_fd())
+}
+
+/// Puts the socket and proc where every nest expects them, and closes everything else.
+fn settle(socket: OwnedFd, proc: OwnedFd) -> Result<OwnedFd, Fault<'static>> {
+    let step = Step::ForkTemplate;
+    // Both are moved out of the way first: either may sit where the other belongs. From here on they are numbers, since
+    // the close_range below closes the originals.
+    let high = |fd: OwnedFd| {
+        // SAFETY: numbers only.
+        Errno::result(unsafe { libc::fcntl(fd.into_raw_fd(), libc::F_DUPFD_CLOEXEC, 64) })
+            .at(step, "fcntl", b"")
+    };
+    let (socket, proc) = (high(socket)?, high(proc)?);
+    for (from, to) in [(socket, CONTROL_FD), (proc, PROC_FD)] {
+        // SAFETY: numbers only; what was there is not used any more.
+        Errno::result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) }).at(step, "dup3", b"")?;
+    }
+    process::close_range(FIRST_LAUNCH_FD, u32::MAX, 0).at(step, "close_range", b"")?;
+    // SAFETY: it was just put there, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) })
+}
+
+struct Template<'a> {
+    plan: &'a Plan,
+    nest: NestPlan,
+    ids: Ids,
+    /// Init's own syscall filter.
+    guard: Vec<u8>,
+    /// High end of the launch child's stack; each init has its own copy.
+    stack: *mut std::ffi::c_void,
+}
+
+impl Template<'_> {
+    fn serve(&self, socket: BorrowedFd<'_>) -> ! {
+        let mut buffer = vec![0; frame::PACKET_MAX];
+        let mut fds = Vec::with_capacity(8);
+        loop {
+            fds.clear();
+            let bytes = match packet::receive(socket, &mut buffer, &mut fds, 0) {
+                Ok(packet) if packet.bytes.is_empty() => crate::exit(0),
+                Ok(packet) => packet.bytes,
+                Err(_) => continue,
+            };
+            let mut marks = Marks::new();
+            marks.add(Step::ReceiveRequest);
+            match packet::read_message::<Launch>(bytes, &mut fds) {
+                Ok(request) => self.launch(&request, &fds, marks),
+                Err(error) => {
+                    if let Some(socket) = fds.first() {
+                        report::launch_failed(socket.as_fd(), &report::unreadable(error.errno()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One launch: all that allocates, then one clone3.
+    fn launch(&self, request: &Launch, fds: &[OwnedFd], mut marks: Marks) {
+        if fds.is_empty() {
+            return;
+        }
+        let prepared = match Prepared::new(request, &fds[1..], self.plan, self.ids) {
+            Ok(prepared) => prepared,
+            Err(fault) => return report::launch_failed(fds[0].as_fd(), &fault),
+        };
+        let nest_mounts = match self.nest.prepare(&prepared) {
+            Ok(mounts) => mounts,
+            Err(fault) => return report::launch_failed(fds[0].as_fd(), &fault),
+        };
+        marks.add(Step::DecodeRequest);
+        let own_network = prepared.network == NetworkSource::New;
+        let flags = NEST_FLAGS | if own_network { libc::CLONE_NEWNET as u64 } else { 0 };
+        // SAFETY: single-threaded; no CLONE_VM.
+        match unsafe { process::fork_with(flags) } {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                marks.add(Step::CloneInit);
+                init::run(
+                    &Nest {
+                        launch: &prepared,
+                        mounts: Some(&nest_mounts),
+                        hostname: Some(&self.plan.hostname),
+                        filter: &self.plan.filter,
+                        guard: Some(&self.guard),
+                        stack: self.stack,
+                        pid_namespace: true,
+                        sandboxed: true,
+                        speculation: true,
+                    },
+                    fds[0].as_raw_fd(),
+                    marks,
+                )
+            }
+            Err(errno) => {
+                let fault = Fault::new(Step::CloneInit, errno, "clone3", b"namespaces of a nest");
+                report::launch_failed(fds[0].as_fd(), &fault);
+            }
+        }
+    }
+}
