@@ -1,0 +1,110 @@
+// A host: the Node.js process that launches, told what to do over IPC by the benchmark's own process.
+//
+// It is a process of its own, and plain JavaScript, because what a process costs to fork depends on the memory of the one that
+// forks it: the benchmark with its samples, and a TypeScript loader alone, make child_process.spawn half as slow again.
+// For the same reason every mode gets a host to itself, so that child_process never pays for the size of nestbox.
+
+import { performance } from 'node:perf_hooks'
+
+import { modes } from './modes.mjs'
+
+let mode
+const ballast = []
+
+/** Small enough that the allocator can't answer with huge pages, which no heap of small objects gets. */
+const BALLAST = 64 * 1024
+
+const launchTimed = async () => {
+  const start = performance.now()
+  await mode.launch()
+  return { us: (performance.now() - start) * 1000 }
+}
+
+/**
+ * The same, with the event loop watched. What the loop was busy with, from the call until the result, is all that the launch
+ * did to it: an upper bound for its longest block.
+ */
+const launchWatched = async () => {
+  const switches = process.resourceUsage().involuntaryContextSwitches
+  const before = performance.eventLoopUtilization()
+  const start = performance.now()
+  const launched = mode.launch()
+  const called = performance.now()
+  await launched
+  const end = performance.now()
+  const { active } = performance.eventLoopUtilization(before)
+  return {
+    us: (end - start) * 1000,
+    syncUs: (called - start) * 1000,
+    busyUs: active * 1000,
+    preempted: process.resourceUsage().involuntaryContextSwitches > switches ? 1 : 0,
+  }
+}
+
+const calls = {
+  async open({ name, programs }) {
+    const open = modes[name]
+    if (open === undefined) throw new Error(`there is no mode ${name}`)
+    mode = await open(programs)
+  },
+
+  /** Launches one after the other. */
+  async turn({ launches, watch = false }) {
+    const launch = watch ? launchWatched : launchTimed
+    const samples = []
+    for (let index = 0; index < launches; index += 1) samples.push(await launch())
+    return samples
+  },
+
+  /** Launches with `inFlight` of them under way at any moment; milliseconds for all. */
+  async flood({ launches, inFlight }) {
+    let left = launches
+    const worker = async () => {
+      while (left > 0) {
+        left -= 1
+        await mode.launch()
+      }
+    }
+    const start = performance.now()
+    await Promise.all(Array.from({ length: inFlight }, worker))
+    return performance.now() - start
+  },
+
+  /** Launches one after the other; what each says of itself, and how long it took from here. */
+  async steps({ launches }) {
+    const found = []
+    for (let index = 0; index < launches; index += 1) {
+      const start = performance.now()
+      const { timings } = await mode.launch()
+      found.push({ totalMs: performance.now() - start, timings })
+    }
+    return found
+  },
+
+  /** Touches memory, and keeps it. */
+  async grow({ bytes }) {
+    const slack = bytes - process.memoryUsage.rss()
+    for (let made = 0; made < slack; made += BALLAST) ballast.push(Buffer.allocUnsafeSlow(BALLAST).fill(1))
+    return process.memoryUsage.rss()
+  },
+
+  /** The fork server's process id. */
+  async server() {
+    return mode.server.pid
+  },
+
+  async close() {
+    await mode?.close?.()
+  },
+}
+
+process.on('message', async ({ call, parameters }) => {
+  try {
+    process.send({ value: await calls[call](parameters) })
+  } catch (error) {
+    process.send({ error: error instanceof Error ? error.message : String(error) })
+  }
+})
+
+// The benchmark is gone: so is the reason to be here.
+process.on('disconnect', () => process.exit())

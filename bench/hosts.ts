@@ -1,0 +1,126 @@
+// The benchmark's side of a host: starts the process, asks it, and takes it away. See ./host.mjs for why it is a process.
+
+import { type ChildProcess, spawn } from 'node:child_process'
+import { fileURLToPath } from 'node:url'
+
+import type { Programs } from './programs.ts'
+
+/** What a host says of one launch. */
+export interface Sample {
+  readonly us: number
+  readonly syncUs?: number
+  readonly busyUs?: number
+  readonly preempted?: number
+}
+
+/** What a host says of where the time of one launch went. */
+export interface StepSample {
+  readonly totalMs: number
+  readonly timings: {
+    readonly queueMs: number
+    readonly setupMs: number
+    readonly execMs: number
+    readonly steps: readonly { readonly step: string; readonly ms: number }[]
+  }
+}
+
+const HOST = fileURLToPath(new URL('host.mjs', import.meta.url))
+
+type Answer = { readonly value: unknown } | { readonly error: string }
+
+/** A host for one mode. It answers one question at a time. */
+export class Host {
+  readonly #child: ChildProcess
+  #waiting: { resolve: (value: unknown) => void; reject: (error: Error) => void } | undefined
+  #gone = false
+
+  private constructor(command: readonly string[]) {
+    const [file, args] =
+      command[0] === undefined
+        ? [process.execPath, [HOST]]
+        : [command[0], [...command.slice(1), process.execPath, HOST]]
+    // Not the loader that the benchmark itself runs under.
+    const { NODE_OPTIONS: _, ...env } = process.env
+    this.#child = spawn(file, args, { stdio: ['ignore', 'inherit', 'inherit', 'ipc'], env })
+    this.#child.on('message', (answer: Answer) => {
+      if ('error' in answer) this.#settle((waiting) => waiting.reject(new Error(answer.error)))
+      else this.#settle((waiting) => waiting.resolve(answer.value))
+    })
+    const gone = (why: string): void => {
+      this.#gone = true
+      this.#settle((waiting) => waiting.reject(new Error(`the host is gone: ${why}`)))
+    }
+    this.#child.on('error', (error) => gone(error.message))
+    this.#child.on('exit', (code, signal) => gone(signal ?? `exit code ${code}`))
+  }
+
+  /**
+   * A host with a mode that is ready to launch.
+   *
+   * @param command - what the host is started by; it must `exec` its arguments
+   */
+  static async open(mode: string, programs: Programs, command: readonly string[] = []): Promise<Host> {
+    const host = new Host(command)
+    try {
+      const { trivial, hello } = programs
+      await host.#ask('open', { name: mode, programs: { trivial, hello } })
+      return host
+    } catch (error) {
+      await host.close()
+      throw error
+    }
+  }
+
+  turn(launches: number, watch = false): Promise<Sample[]> {
+    return this.#ask('turn', { launches, watch })
+  }
+
+  flood(launches: number, inFlight: number): Promise<number> {
+    return this.#ask('flood', { launches, inFlight })
+  }
+
+  steps(launches: number): Promise<StepSample[]> {
+    return this.#ask('steps', { launches })
+  }
+
+  grow(bytes: number): Promise<number> {
+    return this.#ask('grow', { bytes })
+  }
+
+  server(): Promise<number> {
+    return this.#ask('server', {})
+  }
+
+  /** Ends the host. Never fails. */
+  async close(): Promise<void> {
+    if (this.#gone) return
+    const exited = new Promise<void>((resolve) => {
+      this.#child.once('exit', () => resolve())
+    })
+    try {
+      await this.#ask('close', {})
+    } catch {
+      // It is taken away all the same.
+    }
+    if (this.#gone) return
+    this.#child.disconnect()
+    await exited
+  }
+
+  #ask<T>(call: string, parameters: object): Promise<T> {
+    return new Promise((resolve, reject) => {
+      if (this.#gone) {
+        reject(new Error('the host is gone'))
+        return
+      }
+      this.#waiting = { resolve: resolve as (value: unknown) => void, reject }
+      this.#child.send({ call, parameters })
+    })
+  }
+
+  #settle(settle: (waiting: { resolve: (value: unknown) => void; reject: (error: Error) => void }) => void): void {
+    const waiting = this.#waiting
+    this.#waiting = undefined
+    if (waiting !== undefined) settle(waiting)
+  }
+}

@@ -1,0 +1,130 @@
+// `npm run bench`: measures, keeps the raw samples, and writes the report.
+//
+//   npm run bench                      everything; into bench/runs, docs/benchmarks.md and README.md
+//   npm run bench -- ignore heap       some scenarios, printed; nothing of the documentation is touched
+//   npm run bench -- --quick           everything in small, within seconds: does the harness work?
+//   npm run bench -- --report FILE     the documentation from the samples of an earlier run
+//   npm run bench -- --list            the scenarios
+
+import { existsSync, mkdirSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+
+import { describeMachine, readTicks, stealBetween, waitUntilQuiet } from './machine.ts'
+import { compilePrograms, type Programs } from './programs.ts'
+import { progress, progressDone } from './progress.ts'
+import { publish } from './publish.ts'
+import { reportOf } from './report.ts'
+import { appendRecords, readRun, type RunRecord, type ScenarioRecord, startFile } from './samples.ts'
+import { type Scenario, scenarios } from './scenarios.ts'
+import { FULL, QUICK, type Settings } from './settings.ts'
+
+const ROOT = fileURLToPath(new URL('..', import.meta.url))
+
+const out = (text: string): void => {
+  process.stdout.write(`${text}\n`)
+}
+
+const complain = (text: string): void => {
+  process.stderr.write(`bench: ${text}\n`)
+}
+
+/** A file of its own for every run; only whole runs are worth keeping in the repository. */
+const defaultFile = (date: string, whole: boolean): string => {
+  const directory = path.join(ROOT, whole ? 'bench/runs' : 'target/bench')
+  mkdirSync(directory, { recursive: true })
+  const day = date.slice(0, 10)
+  for (let number = 1; ; number += 1) {
+    const file = path.join(directory, number === 1 ? `${day}.jsonl` : `${day}-${number}.jsonl`)
+    if (!existsSync(file)) return file
+  }
+}
+
+const measure = async (scenario: Scenario, settings: Settings, programs: Programs): Promise<ScenarioRecord[]> => {
+  progress(`${scenario.name.padEnd(12)} waiting for a quiet moment`)
+  const before = await waitUntilQuiet(settings.look, settings.patience)
+  const ticks = readTicks()
+  const start = performance.now()
+  progress(`${scenario.name.padEnd(12)} starting hosts`)
+  const records = await scenario.run({ scenario: scenario.name, settings, programs })
+  const seconds = Math.round((performance.now() - start) / 100) / 10
+  const steal = Math.round(stealBetween(ticks, readTicks()) * 1000) / 1000
+  const after = await waitUntilQuiet(settings.look, 0)
+  return [...records, { type: 'quiet', scenario: scenario.name, before, after, steal, seconds }]
+}
+
+/** Measures; false if a scenario broke off or a mode of it could not be measured. */
+const measureAll = async (
+  chosen: readonly Scenario[],
+  file: string,
+  settings: Settings,
+  run: RunRecord,
+): Promise<boolean> => {
+  startFile(file, run)
+  const programs = compilePrograms()
+  let complete = true
+  try {
+    for (const scenario of chosen) {
+      try {
+        const records = await measure(scenario, settings, programs)
+        appendRecords(file, records)
+        for (const record of records) {
+          if (record.type !== 'missing' || !record.fault) continue
+          complete = false
+          progressDone()
+          complain(`${scenario.name}: ${record.mode}: ${record.why}`)
+        }
+      } catch (error) {
+        complete = false
+        progressDone()
+        complain(`${scenario.name}: ${error instanceof Error ? error.message : String(error)}`)
+      }
+    }
+  } finally {
+    programs.remove()
+    progressDone()
+  }
+  return complete
+}
+
+const publishFile = async (file: string): Promise<void> => {
+  for (const problem of await publish(readRun(file))) complain(problem)
+  out(`The report is in docs/benchmarks.md, made from ${path.relative(ROOT, file)}.`)
+}
+
+const main = async (): Promise<number> => {
+  const { values, positionals } = parseArgs({
+    allowPositionals: true,
+    options: {
+      quick: { type: 'boolean', default: false },
+      list: { type: 'boolean', default: false },
+      out: { type: 'string' },
+      report: { type: 'string' },
+    },
+  })
+  if (values.list) {
+    for (const { name, what } of scenarios) out(`${name.padEnd(12)} ${what}`)
+    return 0
+  }
+  if (values.report !== undefined) {
+    await publishFile(values.report)
+    return 0
+  }
+  const unknown = positionals.find((name) => scenarios.every((scenario) => scenario.name !== name))
+  if (unknown !== undefined) {
+    complain(`there is no scenario "${unknown}": see --list`)
+    return 2
+  }
+  const chosen = scenarios.filter(({ name }) => positionals.length === 0 || positionals.includes(name))
+  const whole = positionals.length === 0 && !values.quick
+  const run: RunRecord = { type: 'run', date: new Date().toISOString(), quick: values.quick, ...describeMachine() }
+  const file = values.out === undefined ? defaultFile(run.date, whole) : path.resolve(values.out)
+  const complete = await measureAll(chosen, file, values.quick ? QUICK : FULL, run)
+  out(reportOf(readRun(file), () => ''))
+  out(`\nThe samples are in ${path.relative(process.cwd(), file)}.`)
+  if (whole && complete) await publishFile(file)
+  return complete ? 0 : 1
+}
+
+process.exitCode = await main()

@@ -1,0 +1,109 @@
+// Measures modes against each other: a few launches of the first, of the second, ..., and all over again, so that whatever
+// else the machine does at one time happens to all of them alike.
+
+import { Host, type Sample } from './hosts.ts'
+import { progressBar } from './progress.ts'
+import type { Programs } from './programs.ts'
+import { rounded, type SampleRecord, type ScenarioRecord } from './samples.ts'
+import type { Settings } from './settings.ts'
+
+/** One of the series that are compared. */
+export interface Series {
+  readonly mode: string
+  /** See {@link SampleRecord.variant}. */
+  readonly variant?: string
+  /** Starts the host in another way. */
+  readonly command?: readonly string[]
+}
+
+/** A series whose host runs. */
+export interface OpenSeries extends Series {
+  readonly host: Host
+}
+
+/** What a scenario gets. */
+export interface Context {
+  readonly scenario: string
+  readonly settings: Settings
+  readonly programs: Programs
+}
+
+/** Modes that need a program which not every system has. */
+const OF_THE_SYSTEM: ReadonlySet<string> = new Set(['bwrap', 'unshare'])
+
+/** Opens those that can be opened; the others become records that say why they are missing. */
+export const openAll = async (
+  { scenario, programs }: Context,
+  wanted: readonly Series[],
+): Promise<{ open: OpenSeries[]; missing: ScenarioRecord[] }> => {
+  const open: OpenSeries[] = []
+  const missing: ScenarioRecord[] = []
+  for (const series of wanted) {
+    try {
+      // One after the other: they are to be alike, and a fork server that starts is no quiet machine.
+      const host = await Host.open(series.mode, programs, series.command)
+      open.push({ ...series, host })
+    } catch (error) {
+      const why = error instanceof Error ? error.message : String(error)
+      missing.push({ type: 'missing', scenario, mode: series.mode, why, fault: !OF_THE_SYSTEM.has(series.mode) })
+    }
+  }
+  return { open, missing }
+}
+
+export const closeAll = async (open: readonly OpenSeries[]): Promise<void> => {
+  await Promise.all(open.map(({ host }) => host.close()))
+}
+
+/** Takes turns until each series has `launches` samples. */
+export const takeTurns = async (
+  { scenario, settings }: Context,
+  open: readonly OpenSeries[],
+  { launches = settings.launches, warmUp = settings.warmUp, watch = false } = {},
+): Promise<Map<OpenSeries, Sample[]>> => {
+  const samples = new Map<OpenSeries, Sample[]>(open.map((series) => [series, []]))
+  for (const { host } of open) await host.turn(warmUp, watch)
+  for (let done = 0, round = 0; done < launches; done += settings.turn, round += 1) {
+    progressBar(scenario, done, launches)
+    // Back and forth, so that nobody always comes after the same other one.
+    const order = round % 2 === 0 ? open : open.toReversed()
+    // The order is the point.
+    for (const series of order) samples.get(series)?.push(...(await series.host.turn(settings.turn, watch)))
+  }
+  return samples
+}
+
+/** The record of one series. */
+export const toRecord = (
+  { scenario, settings }: Context,
+  { mode, variant = '' }: Series,
+  samples: readonly Sample[],
+): SampleRecord => {
+  const column = (key: 'syncUs' | 'busyUs' | 'preempted'): number[] =>
+    rounded(samples.map((sample) => sample[key] ?? 0))
+  const watched = samples[0]?.syncUs !== undefined
+  return {
+    type: 'samples',
+    scenario,
+    mode,
+    variant,
+    turn: settings.turn,
+    us: rounded(samples.map(({ us }) => us)),
+    ...(watched ? { syncUs: column('syncUs'), busyUs: column('busyUs'), preempted: column('preempted') } : undefined),
+  }
+}
+
+/** The whole of what most scenarios do. */
+export const compare = async (
+  context: Context,
+  wanted: readonly Series[],
+  options?: { launches?: number; watch?: boolean },
+): Promise<ScenarioRecord[]> => {
+  const { open, missing } = await openAll(context, wanted)
+  try {
+    const samples = await takeTurns(context, open, options)
+    return [...[...samples].map(([series, taken]) => toRecord(context, series, taken)), ...missing]
+  } finally {
+    await closeAll(open)
+  }
+}

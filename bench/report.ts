@@ -1,0 +1,256 @@
+// The report of a run as Markdown, made from its samples alone.
+
+import type { QuietRecord, Run, SampleRecord, StepsRecord, ThroughputRecord } from './samples.ts'
+import { IN_ALL, IN_JAVASCRIPT } from './scenarios.ts'
+import { median, quantile } from './stats.ts'
+import {
+  longestBlocks,
+  memoryOf,
+  outcomes,
+  ratioBetween,
+  samplesOf,
+  showEstimate,
+  undisturbedBlocks,
+} from './targets.ts'
+
+/** What modes are called in tables and plots. */
+export const LABELS: Readonly<Record<string, string>> = {
+  nestbox: 'sandbox.run',
+  'nestbox-empty': 'sandbox.run, empty policy',
+  'nestbox-shared-loopback': "sandbox.run, network 'shared-loopback'",
+  'nestbox-capture': 'sandbox.run',
+  unsandboxed: 'unsandboxed.run',
+  'sandbox2-nested': "ForkClient, pivot 'nested'",
+  'sandbox2-direct': "ForkClient, pivot 'direct'",
+  spawn: 'child_process.spawn',
+  execFile: 'child_process.execFile',
+  execa: 'execa',
+  'execa-capture': 'execa',
+  bwrap: 'bwrap --unshare-all',
+  unshare: 'unshare (namespaces only)',
+}
+
+export const label = (mode: string): string => LABELS[mode] ?? mode
+
+type Row = readonly string[]
+
+/** Numbers to the right: all columns but the first `left`. */
+const table = (head: Row, rows: readonly Row[], left = 1): string => {
+  const line = (cells: Row): string => `| ${cells.join(' | ')} |`
+  return [line(head), line(head.map((_, index) => (index < left ? '---' : '---:'))), ...rows.map(line)].join('\n')
+}
+
+const micros = (us: number): string => Math.round(us).toLocaleString('en')
+
+const percent = (fraction: number): string => `${(fraction * 100).toFixed(1)} %`
+
+// ---- sections ---------------------------------------------------------------------------------------------------------------
+
+const MET = (met: boolean | undefined): string => (met === undefined ? 'not measured' : met ? 'met' : '**missed**')
+
+export const targetsTable = (run: Run): string =>
+  table(
+    ['measure', 'target', 'measured', '', 'beside it'],
+    outcomes(run).map(({ measure, target, measured = '–', met, beside = '' }) => [
+      measure,
+      target,
+      measured,
+      MET(met),
+      beside,
+    ]),
+    5,
+  )
+
+/** The latencies of a scenario, each against the one that all are compared with. */
+const latencyTable = (run: Run, scenario: string, reference: string): string => {
+  const base = samplesOf(run, scenario, reference)
+  const series = run.records.filter(
+    (record): record is SampleRecord => record.type === 'samples' && record.scenario === scenario,
+  )
+  const rows = series.map((record) => {
+    const ratio = record === base ? undefined : ratioBetween(record, base)
+    return [
+      label(record.mode),
+      micros(quantile(record.us, 0.5)),
+      micros(quantile(record.us, 0.9)),
+      micros(quantile(record.us, 0.99)),
+      record === base ? '1' : ratio === undefined ? '–' : showEstimate(ratio),
+    ]
+  })
+  return table(['µs', 'p50', 'p90', 'p99', `p50 against ${label(reference)}`], rows)
+}
+
+/** The latencies of a scenario that changes the host or the machine, each against itself before the change. */
+const growthTable = (run: Run, scenario: string): string => {
+  const modes = new Set(
+    run.records.filter((record) => record.type === 'samples' && record.scenario === scenario).map(modeOf),
+  )
+  const rows = [...modes].flatMap((mode) =>
+    [0, 1].flatMap((variant) => {
+      const record = samplesOf(run, scenario, mode, variant)
+      if (record === undefined) return []
+      const ratio = variant === 0 ? undefined : ratioBetween(record, samplesOf(run, scenario, mode, 0))
+      return [
+        [
+          label(mode),
+          record.variant,
+          ...[0.5, 0.9, 0.99].map((q) => micros(quantile(record.us, q))),
+          ratio === undefined ? '1' : showEstimate(ratio),
+        ],
+      ]
+    }),
+  )
+  return table(['µs', '', 'p50', 'p90', 'p99', 'p50 against itself'], rows, 2)
+}
+
+const modeOf = (record: object): string => (record as { mode: string }).mode
+
+const blocksTable = (run: Run): string => {
+  const rows = ['nestbox', 'spawn'].flatMap((mode) =>
+    [0, 1].flatMap((variant) => {
+      const record = samplesOf(run, 'heap', mode, variant)
+      if (record === undefined) return []
+      const all = longestBlocks(record)
+      const undisturbed = undisturbedBlocks(record)
+      return [
+        [
+          label(mode),
+          record.variant,
+          micros(quantile(all, 0.5)),
+          micros(quantile(all, 0.99)),
+          micros(Math.max(...undisturbed)),
+          micros(Math.max(...all)),
+        ],
+      ]
+    }),
+  )
+  return table(['µs', '', 'p50', 'p99', 'longest', 'longest, preempted ones included'], rows, 2)
+}
+
+const memoryTable = (run: Run): string | undefined => {
+  const record = memoryOf(run)
+  if (record === undefined) return undefined
+  const total = record.processes.reduce((sum, { pssKib }) => sum + pssKib, 0)
+  const rows = record.processes.map(({ name, pssKib, rssKib }) => [`\`${name}\``, micros(pssKib), micros(rssKib)])
+  return table(['process', 'PSS, KiB', 'RSS, KiB'], [...rows, ['together', micros(total), '']])
+}
+
+const throughputTable = (run: Run): string => {
+  const records = run.records.filter((record): record is ThroughputRecord => record.type === 'throughput')
+  const inFlight = [...new Set(records.map((record) => record.inFlight))]
+  const modes = [...new Set(records.map(({ mode }) => mode))]
+  const rows = modes.map((mode) => {
+    const rates = inFlight.map((count) => {
+      const record = records.find((other) => other.mode === mode && other.inFlight === count)
+      return record === undefined ? '–' : micros(median(record.perSecond))
+    })
+    return [label(mode)].concat(rates)
+  })
+  return table(['launches a second', ...inFlight.map((count) => `${count} in flight`)], rows)
+}
+
+const stepsTable = (record: StepsRecord): string => {
+  const total = median(record.steps.find(({ step }) => step === IN_ALL)?.us ?? [])
+  const rows = record.steps.map(({ step, us }) => [
+    step === IN_ALL || step === IN_JAVASCRIPT ? step : `\`${step}\``,
+    micros(quantile(us, 0.5)),
+    micros(quantile(us, 0.9)),
+    percent(median(us) / total),
+  ])
+  return table(['µs', 'p50', 'p90', 'part of the whole'], rows)
+}
+
+const quietTable = (run: Run): string => {
+  const rows = run.records
+    .filter((record): record is QuietRecord => record.type === 'quiet')
+    .map(({ scenario, before, after, steal, seconds }) => [
+      scenario,
+      percent(before.busy),
+      percent(after.busy),
+      percent(steal),
+      before.load.toFixed(2),
+      seconds.toFixed(0),
+      before.quiet && after.quiet ? 'yes' : '**no**',
+    ])
+  return table(['scenario', 'busy before', 'busy after', 'steal during', 'load before', 'seconds', 'quiet'], rows)
+}
+
+const describe = ({ run, records }: Run): string => {
+  const peers = Object.entries(run.peers).map(([name, version]) => `${name} ${version}`)
+  const launches = Math.min(...records.flatMap((record) => (record.type === 'samples' ? [record.us.length] : [])))
+  return [
+    `Measured on ${run.date.slice(0, 10)} with nestbox ${run.nestbox} (${run.revision}), Node.js ${run.node}, Linux ${run.kernel}`,
+    `(${run.arch}), ${run.cpus} CPUs (${run.cpu}), ${run.memoryGiB} GiB of memory, ${run.root ? 'as root' : 'unprivileged'}`,
+    `(${[`transparent huge pages: ${run.hugePages}`, `${run.mounts} mounts`, ...peers].join(', ')}).`,
+    Number.isFinite(launches) ? `At least ${launches} launches a mode.` : '',
+    run.quick ? '**A quick run: it shows that the harness works; its numbers mean nothing.**' : '',
+  ].join('\n')
+}
+
+const missing = (run: Run): string =>
+  run.records
+    .flatMap((record) =>
+      record.type === 'missing'
+        ? [`- ${label(record.mode)} was not measured in \`${record.scenario}\`: ${record.why}`]
+        : [],
+    )
+    .join('\n')
+
+/** Is there anything of a scenario? */
+const has = (run: Run, scenario: string): boolean =>
+  run.records.some((record) => record.scenario === scenario && record.type !== 'quiet' && record.type !== 'missing')
+
+/** The tables of everything that was measured. `image` gives the line that shows a plot, or nothing. */
+export const reportOf = (run: Run, image: (name: string) => string): string => {
+  const steps = run.records.filter((record): record is StepsRecord => record.type === 'steps')
+  const section = (scenario: string, title: string, ...parts: (string | undefined)[]): string[] =>
+    has(run, scenario) ? [`## ${title}`, ...parts.filter((part): part is string => part !== undefined)] : []
+  return [
+    describe(run),
+    '## Targets',
+    'p50 ratios with their 95 % confidence intervals (bootstrap over turns).',
+    targetsTable(run),
+    ...section(
+      'ignore',
+      'A trivial static program, stdio ignored',
+      image('latency'),
+      latencyTable(run, 'ignore', 'spawn'),
+    ),
+    ...section('capture', 'The same, its output captured', latencyTable(run, 'capture', 'execFile')),
+    ...section(
+      'heap',
+      'A host with a big heap',
+      image('heap'),
+      growthTable(run, 'heap'),
+      'The longest that a launch can have kept the event loop busy without a pause:',
+      blocksTable(run),
+    ),
+    ...section('threads', 'A machine full of threads', image('threads'), growthTable(run, 'threads')),
+    ...section('mounts', 'A host with many mounts', image('mounts'), growthTable(run, 'mounts')),
+    ...section('throughput', 'Throughput', image('throughput'), throughputTable(run)),
+    ...section('memory', 'Memory', memoryTable(run)),
+    ...section(
+      'steps',
+      'Where the time goes',
+      image('steps'),
+      ...steps.flatMap((record) => [`${label(record.mode)}:`, stepsTable(record)]),
+    ),
+    '## Was the machine quiet?',
+    'Looked at before and after each scenario, with all hosts idle. Steal is what other guests of the same hardware took.',
+    quietTable(run),
+    missing(run),
+  ]
+    .filter((part) => part !== '')
+    .join('\n\n')
+}
+
+/** What the README shows. */
+export const summaryOf = (run: Run, image: (name: string) => string): string =>
+  [
+    image('latency'),
+    targetsTable(run),
+    image('heap'),
+    describe(run).split('\n').slice(0, 2).join('\n').replace(/ \($/, '.'),
+  ]
+    .filter((part) => part !== '')
+    .join('\n\n')
