@@ -30,7 +30,8 @@ export class NestboxError extends Error {
   readonly code: string
 
   constructor(code: string, message: string, options?: ErrorOptions) {
-    super(message, options)
+    // Only if there is one: `cause: undefined` would be printed with every error.
+    super(message, options?.cause === undefined ? undefined : { cause: options.cause })
     this.code = code
   }
 
@@ -212,8 +213,10 @@ const sentences = ({ code, exec, message, step, hint }: NativeFailure): string =
   const reason = step !== '' && message.startsWith(prefix) ? message.slice(prefix.length) : message
   const where = step === '' ? '' : ` at the step '${step}'`
   const what = sentence(`${subjectOf(code, exec)}${where}: ${reason}`)
-  return hint === undefined || hint === '' ? what : `${what} ${sentence(hint)}`
+  return hint === undefined || hint === '' ? what : `${what} ${capitalized(sentence(hint))}`
 }
+
+const capitalized = (text: string): string => text.charAt(0).toUpperCase() + text.slice(1)
 
 const subjectOf = (code: string, exec: boolean): string => {
   if (exec) return 'The program could not be executed'

@@ -95,6 +95,7 @@ export class RunningForkServer implements ForkServerType {
     if (connection === undefined) return
     await connection.idle()
     connection.close()
+    this.#connection = undefined
   }
 
   async destroy(): Promise<void> {
@@ -110,6 +111,7 @@ export class RunningForkServer implements ForkServerType {
     await Promise.race([connection.idle(), patience])
     clearTimeout(timer)
     connection.close()
+    this.#connection = undefined
   }
 
   [Symbol.asyncDispose](): Promise<void> {

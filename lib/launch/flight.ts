@@ -245,11 +245,17 @@ export class Flight implements Listener {
   }
 
   failed(failure: NativeFailure): void {
-    this.#fail(this.#canceled ? this.#abortError(undefined) : fromFailure(failure))
+    this.#fail(this.#ownReason() ?? fromFailure(failure))
   }
 
   lost(error: ForkServerError): void {
-    this.#fail(this.#canceled ? this.#abortError(undefined) : error)
+    this.#fail(this.#ownReason() ?? error)
+  }
+
+  /** Why it was killed before there was a result, if that was the host's doing. */
+  #ownReason(): Error | undefined {
+    if (this.#canceled) return this.#abortError(undefined)
+    return this.#inputError === undefined ? undefined : inputFailure(this.#inputError)
   }
 
   #finish(ended: NativeEnded): void {

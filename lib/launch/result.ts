@@ -7,7 +7,7 @@ import { ProcessError } from '../errors.ts'
 import type { LimitName, LimitsJSON, Network, Syscalls } from '../policy/types.ts'
 import { signalName } from '../signals.ts'
 import type { LaunchRequest } from './request.ts'
-import type { Isolation, OutputFailure, ResourceUsage, Result, Timings } from './types.ts'
+import type { CommonResult, Isolation, LaunchOptions, OutputFailure, ResourceUsage, Result, Timings } from './types.ts'
 
 /** What the host knows of a launch's end, next to what the core reports. */
 export interface HostFacts {
@@ -63,7 +63,7 @@ export const verdict = (
   if (!signaled) return { status: 'exited', exitCode: ended.status }
   const signal = signalName(ended.status)
   // A program that was asked to stop, and crashes of something else, was not killed by us.
-  const ours = ended.killedByHost && (ended.status === host.sent || ended.status === constants.signals.SIGKILL)
+  const ours = ended.status === host.sent || (ended.killedByHost && ended.status === constants.signals.SIGKILL)
   return ours ? { status: 'killed', signal } : { status: 'signaled', signal }
 }
 
@@ -85,8 +85,9 @@ export const makeResult = (request: LaunchRequest, ended: NativeEnded, host: Hos
   const outputs = readOutputs(request, ended)
   const overflowed = host.overflowed || outgrew(request, ended)
   const limit = end.status === 'limit-exceeded' ? end.limit : undefined
-  const result = {
-    ...end,
+  // One literal, and the few fields that differ afterwards: a literal that begins with a spread takes 30 µs to make.
+  const result: Draft = {
+    status: end.status,
     failed: end.status !== 'exited' || end.exitCode !== 0 || outputs.missing,
     timedOut: limit === 'wallTime',
     isMaxBuffer: limit === 'output' || overflowed,
@@ -96,7 +97,6 @@ export const makeResult = (request: LaunchRequest, ended: NativeEnded, host: Hos
     stdoutBytes: host.stdout?.bytes ?? ended.stdoutBytes,
     stderrBytes: host.stderr?.bytes ?? ended.stderrBytes,
     outputs: outputs.found,
-    ...(outputs.errors === undefined ? undefined : { outputErrors: outputs.errors }),
     limitsHit: limitsHit(ended, overflowed, limit),
     durationMs: milliseconds(ended.submittedNs, ended.endedNs),
     resourceUsage: resourceUsage(ended),
@@ -107,7 +107,21 @@ export const makeResult = (request: LaunchRequest, ended: NativeEnded, host: Hos
     command: command(request),
     pid: ended.pid,
   }
+  if (end.status === 'exited') result.exitCode = end.exitCode
+  else if (end.status !== 'violation' && end.signal !== undefined) result.signal = end.signal
+  if (limit !== undefined) result.limit = limit
+  if (outputs.errors !== undefined) result.outputErrors = outputs.errors
   return result as unknown as AnyResult
+}
+
+/** A result while it is made: what is always there, and what depends on how it ended. */
+interface Draft extends Omit<CommonResult<LaunchOptions, boolean>, 'outputs' | 'outputErrors'> {
+  readonly status: Verdict['status']
+  readonly outputs: ReadOutputs['found']
+  outputErrors?: NonNullable<ReadOutputs['errors']>
+  exitCode?: number
+  signal?: NodeJS.Signals
+  limit?: LimitName
 }
 
 /** With `reject: true`: the error that a failed result is. */

@@ -154,18 +154,19 @@ export const releaseDuplex = (stream: Socket): void => {
   if (stream.readableFlowing === null) stream.resume()
 }
 
-/** Errors that only say that the program stopped reading. */
-const GONE = new Set(['EPIPE', 'ECONNRESET', 'ERR_STREAM_PREMATURE_CLOSE', 'ERR_STREAM_DESTROYED'])
-
-/** Writes a caller's stream to stdin. `failed` hears of what goes wrong with the stream itself. */
+/**
+ * Writes a caller's stream to stdin. `failed` hears of what goes wrong with the caller's stream; that the program reads no more
+ * is no error.
+ */
 export const feed = (from: Readable, to: Writable, failed: (error: Error) => void): void => {
-  const broken = (error: Error): void => {
-    // Of the two ends only the caller's can fail in earnest; and once ours is gone it does not matter.
-    if (!to.destroyed || from.errored === error) failed(error)
+  // What ends one end destroys the other with it, so only the end that went first tells which it was.
+  let first: Readable | Writable | undefined
+  const went = (stream: Readable | Writable) => (): void => {
+    first ??= stream
   }
+  from.once('error', went(from)).once('close', went(from))
+  to.once('error', went(to)).once('close', went(to))
   pipeline(from, to, (error) => {
-    if (!error) return
-    if (GONE.has(error.code ?? '') && from.errored === null) return
-    broken(error)
+    if (error && first === from) failed(error)
   })
 }
