@@ -6,9 +6,12 @@
 
 use std::os::fd::RawFd;
 
+use nestbox_policy::tree::{self, TreeEntry};
+use nestbox_policy::{Issue, UnixSockets, filter};
+use nestbox_protocol::mount_node::Node;
 use nestbox_protocol::{
-    DirectoryNode, FdRole, FileNode, ForkRequest, InitializationType, Mode, MonitorType, MountNode,
-    MountTree, NetnsMode, Pivot, RootNode, Step, TmpfsNode, mount_node,
+    DirectoryNode, FdRole, FileNode, ForkRequest, InitializationType, Mode, MonitorType,
+    NetnsMode, Pivot, RootNode, Step, TmpfsNode,
 };
 use nestbox_sys::socket;
 
@@ -17,13 +20,12 @@ use crate::failure::{Code, Failure};
 use crate::hints;
 use crate::ids::OuterIds;
 use crate::launch::{Isolation, LaunchRequest, Launched, NetworkNeed, Route};
-use crate::policy;
 use crate::reactor::{Key, Kind};
 use crate::server::{Client, Draft, Preparation, initialize, spawn_failure};
 use crate::stdio::{self, Fds, Returned};
 
 /// What a node of a mount tree is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TreeKind {
     /// A file of the host.
     File,
@@ -37,7 +39,7 @@ pub enum TreeKind {
 
 /// One node of a mount tree. The order of a list of them is the order of mounting.
 #[derive(Clone, Debug)]
-pub struct TreeEntry {
+pub struct TreeNode {
     /// What it is.
     pub kind: TreeKind,
     /// Where it is, inside.
@@ -54,6 +56,35 @@ pub struct TreeEntry {
     pub options: String,
 }
 
+impl TreeNode {
+    fn entry(&self) -> TreeEntry {
+        let outside = self.outside.clone().into_bytes();
+        let (writable, allow_write_executable) = (self.writable, self.allow_write_executable);
+        let node = match self.kind {
+            TreeKind::File => Node::FileNode(FileNode { outside, writable, allow_write_executable }),
+            TreeKind::Directory => Node::DirectoryNode(DirectoryNode {
+                outside,
+                writable,
+                allow_write_executable,
+                allow_mount_propagation: self.allow_mount_propagation,
+            }),
+            TreeKind::Tmpfs => Node::TmpfsNode(TmpfsNode { tmpfs_options: self.options.clone() }),
+            TreeKind::Root => Node::RootNode(RootNode { writable }),
+        };
+        TreeEntry { path: self.path.clone(), node }
+    }
+}
+
+fn tree_entries(nodes: &[TreeNode]) -> Vec<TreeEntry> {
+    nodes.iter().map(TreeNode::entry).collect()
+}
+
+/// What is wrong with a mount tree, by the rules of sandbox2.
+#[must_use]
+pub fn check_mount_tree(nodes: &[TreeNode]) -> Vec<Issue> {
+    tree::check(&tree_entries(nodes))
+}
+
 /// A request. Fields as in `proto/forkserver.proto`; enumerations by number.
 #[derive(Debug, Default)]
 pub struct ForkCall<'a> {
@@ -62,7 +93,7 @@ pub struct ForkCall<'a> {
     /// `CLONE_NEW*` bits.
     pub clone_flags: u64,
     /// The mount tree.
-    pub tree: Vec<TreeEntry>,
+    pub tree: Vec<TreeNode>,
     /// Host name inside.
     pub hostname: String,
     /// `MonitorType`.
@@ -91,38 +122,6 @@ pub struct ForkCall<'a> {
     pub zygote_fd: Option<RawFd>,
     /// Its fds.
     pub fds: Fds<'a>,
-}
-
-/// A list of nodes as a tree.
-pub(crate) fn mount_tree(entries: &[TreeEntry]) -> MountTree {
-    let mut tree = MountTree::default();
-    for (index, entry) in entries.iter().enumerate() {
-        let mut at = &mut tree;
-        for name in entry.path.split('/').filter(|name| !name.is_empty()) {
-            at = at.entries.entry(name.to_owned()).or_default();
-        }
-        let outside = entry.outside.clone().into_bytes();
-        let node = match entry.kind {
-            TreeKind::File => mount_node::Node::FileNode(FileNode {
-                outside,
-                writable: entry.writable,
-                allow_write_executable: entry.allow_write_executable,
-            }),
-            TreeKind::Directory => mount_node::Node::DirectoryNode(DirectoryNode {
-                outside,
-                writable: entry.writable,
-                allow_write_executable: entry.allow_write_executable,
-                allow_mount_propagation: entry.allow_mount_propagation,
-            }),
-            TreeKind::Tmpfs => {
-                mount_node::Node::TmpfsNode(TmpfsNode { tmpfs_options: entry.options.clone() })
-            }
-            TreeKind::Root => mount_node::Node::RootNode(RootNode { writable: entry.writable }),
-        };
-        at.node = Some(MountNode { node: Some(node) });
-        at.index = index as i64 + 1;
-    }
-    tree
 }
 
 fn refused(detail: &str) -> Failure {
@@ -164,11 +163,13 @@ impl ForkCall<'_> {
         }
     }
 
-    fn request(&self) -> ForkRequest {
-        ForkRequest {
+    fn request(&self) -> Result<ForkRequest, Failure> {
+        let mount_tree = tree::build(&tree_entries(&self.tree))
+            .map_err(|issues| refused(&issues.first().map(Issue::to_string).unwrap_or_default()))?;
+        Ok(ForkRequest {
             mode: self.mode().into(),
             clone_flags: self.clone_flags,
-            mount_tree: Some(mount_tree(&self.tree)),
+            mount_tree: Some(mount_tree),
             hostname: self.hostname.clone(),
             monitor_type: MonitorType::try_from(self.monitor_type).unwrap_or_default().into(),
             allow_speculation: self.allow_speculation,
@@ -179,11 +180,11 @@ impl ForkCall<'_> {
             uid: self.uid,
             gid: self.gid,
             filter: if self.mode() == Mode::ForkExecveSandbox {
-                policy::default_filter()
+                filter::default(UnixSockets::Allow).to_vec()
             } else {
                 Vec::new()
             },
-        }
+        })
     }
 }
 
@@ -238,7 +239,7 @@ impl Client {
             isolation: call.isolation(),
             report_init: call.has(libc::CLONE_NEWPID),
             pid_from_sender: call.has(libc::CLONE_NEWPID),
-            ..Draft::new(Route::Server(Box::new(call.request())))
+            ..Draft::new(Route::Server(Box::new(call.request()?)))
         };
         self.submit(launch_request(call), wired, draft)
     }
@@ -255,7 +256,7 @@ impl Client {
         let draft = Draft {
             isolation: Isolation { network: "zygote", ..Isolation::NONE },
             pid_from_sender: true,
-            ..Draft::new(Route::Zygote(Box::new(call.request()), channel))
+            ..Draft::new(Route::Zygote(Box::new(call.request()?), channel))
         };
         self.submit(launch_request(call), wired, draft)
     }
@@ -316,32 +317,6 @@ fn launch_request(call: ForkCall<'_>) -> LaunchRequest<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn entry(kind: TreeKind, path: &str, outside: &str) -> TreeEntry {
-        TreeEntry {
-            kind,
-            path: path.into(),
-            outside: outside.into(),
-            writable: false,
-            allow_write_executable: false,
-            allow_mount_propagation: false,
-            options: String::new(),
-        }
-    }
-
-    #[test]
-    fn a_list_becomes_a_tree_in_order() {
-        let tree = mount_tree(&[
-            entry(TreeKind::Directory, "/usr/lib", "/usr/lib"),
-            entry(TreeKind::Root, "/", ""),
-            entry(TreeKind::File, "/usr/bin/x", "/bin/true"),
-        ]);
-        assert_eq!((tree.index, tree.node.is_some()), (2, true));
-        let usr = &tree.entries["usr"];
-        assert!(usr.node.is_none(), "only a directory on the way");
-        assert_eq!(usr.entries["lib"].index, 1);
-        assert_eq!(usr.entries["bin"].entries["x"].index, 3);
-    }
 
     #[test]
     fn isolation_is_what_was_asked_for() {

@@ -1,6 +1,7 @@
 //! Hints: what a user can do about a failure, from the step, the errno and the state of this host.
 //!
-//! [`hint`] is a pure function of a failure and of [`Facts`], what this host's files say. It names a cause only where the
+//! [`hint`] is a pure function of a failure and of [`Facts`], what this host's files say, which are read only where the
+//! hint depends on them (that takes 100 µs). It names a cause only where the
 //! facts show it, so that a hint is never a guess that leads away; where several causes fit, it says so. Called for every
 //! failure on its way out.
 
@@ -39,7 +40,7 @@ fn number(path: &str) -> Option<u64> {
 }
 
 impl Facts {
-    /// Looks. Only done when something has failed.
+    /// Looks.
     pub(crate) fn gather() -> Self {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let seccomp = status
@@ -86,7 +87,7 @@ pub(crate) fn advise(failure: Failure) -> Failure {
     if failure.hint.is_some() || failure.errno == Errno::UnknownErrno {
         return failure;
     }
-    match hint(&failure, &Facts::gather()) {
+    match hint(&failure, Facts::gather) {
         Some(hint) => failure.advise(hint),
         None => failure,
     }
@@ -107,16 +108,16 @@ fn makes_namespaces(step: Step) -> bool {
 }
 
 /// What to do about a failure; `None` if nothing better can be said than what the failure says itself.
-pub(crate) fn hint(failure: &Failure, facts: &Facts) -> Option<String> {
+pub(crate) fn hint(failure: &Failure, facts: impl FnOnce() -> Facts) -> Option<String> {
     let path = failure.path.as_deref().unwrap_or("it");
     Some(match (failure.step, failure.errno) {
         (_, Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS) => {
             "too many open fds: raise the limit (`ulimit -n`, LimitNOFILE=), or lower maxConcurrency".into()
         }
         (Step::StartForkserver, errno) => return start_hint(errno, facts),
-        (step, Errno::EPERM | Errno::EACCES) if makes_namespaces(step) => return Some(no_namespaces(facts)),
+        (step, Errno::EPERM | Errno::EACCES) if makes_namespaces(step) => return Some(no_namespaces(&facts())),
         (step, Errno::ENOSPC | Errno::EUSERS) if makes_namespaces(step) => {
-            if facts.max_user_namespaces == Some(0) {
+            if facts().max_user_namespaces == Some(0) {
                 "user namespaces are switched off: `sysctl user.max_user_namespaces` is 0".into()
             } else {
                 "a namespace limit is reached: raise `sysctl user.max_*_namespaces`, or lower maxConcurrency (user \
@@ -131,7 +132,7 @@ pub(crate) fn hint(failure: &Failure, facts: &Facts) -> Option<String> {
             "no more threads: raise `ulimit -u` (or the container's pids limit)".into()
         }
         (Step::MountTemplateProc | Step::MountProc, Errno::EPERM) => {
-            let cause = if facts.proc_is_masked {
+            let cause = if facts().proc_is_masked {
                 "parts of /proc are covered by other mounts here, as in a container"
             } else {
                 "the kernel gives no fresh /proc to who sees none that is complete"
@@ -163,7 +164,10 @@ pub(crate) fn hint(failure: &Failure, facts: &Facts) -> Option<String> {
         (Step::IdMapBind, Errno::EINVAL | Errno::EPERM) => {
             "the file system of the source can't be id-mapped; make it writable for the ids of hostIds instead".into()
         }
-        (Step::SetIds | Step::WriteIdMaps, Errno::EINVAL) if facts.root => {
+        (Step::SetIds | Step::WriteIdMaps, Errno::EINVAL) => {
+            if !facts().root {
+                return None;
+            }
             "the ids of hostIds are not mapped where this process runs (a container maps only some)".into()
         }
         (Step::MountTmpfs | Step::WriteFile | Step::WriteLaunchFile | Step::CreateDirectory, Errno::ENOSPC) => {
@@ -173,19 +177,23 @@ pub(crate) fn hint(failure: &Failure, facts: &Facts) -> Option<String> {
     })
 }
 
-fn start_hint(errno: Errno, facts: &Facts) -> Option<String> {
+fn start_hint(errno: Errno, facts: impl FnOnce() -> Facts) -> Option<String> {
     Some(match errno {
-        Errno::EACCES | Errno::EPERM if facts.memfd_noexec.is_some_and(|level| level > 0) => {
-            "vm.memfd_noexec forbids executing the embedded fork server, and no temporary directory is executable: set \
-             TMPDIR to one that is, or name the fork server in NESTBOX_FORKSERVER"
-                .into()
-        }
         Errno::EACCES | Errno::EPERM => {
-            "the system forbids executing the fork server: name an executable file in NESTBOX_FORKSERVER".into()
+            if facts().memfd_noexec.is_some_and(|level| level > 0) {
+                "vm.memfd_noexec forbids executing the embedded fork server, and no temporary directory is executable: \
+                 set TMPDIR to one that is, or name the fork server in NESTBOX_FORKSERVER"
+                    .into()
+            } else {
+                "the system forbids executing the fork server: name an executable file in NESTBOX_FORKSERVER"
+                    .into()
+            }
         }
         Errno::ENOENT => "no such fork server: correct NESTBOX_FORKSERVER or forkserverPath".into(),
         Errno::ENOEXEC => "the fork server is built for another machine".into(),
-        Errno::EAGAIN => "no more processes or threads: raise `ulimit -u` (or the container's pids limit)".into(),
+        Errno::EAGAIN => {
+            "no more processes or threads: raise `ulimit -u` (or the container's pids limit)".into()
+        }
         _ => return None,
     })
 }
@@ -251,7 +259,8 @@ mod tests {
     use crate::failure::Code;
 
     fn of(step: Step, errno: Errno, facts: &Facts) -> String {
-        hint(&Failure::system(Code::Spawn, step, "clone3", errno).on("/x"), facts).unwrap_or_default()
+        hint(&Failure::system(Code::Spawn, step, "clone3", errno).on("/x"), || facts.clone())
+            .unwrap_or_default()
     }
 
     #[test]
@@ -290,9 +299,9 @@ mod tests {
     #[test]
     fn exec_failures() {
         let missing = Failure::system(Code::Exec, Step::Exec, "execveat", Errno::ENOENT);
-        let inside = hint(&missing.clone().on("/nonexistent/x"), &Facts::default()).expect("a hint");
+        let inside = hint(&missing.clone().on("/nonexistent/x"), Facts::default).expect("a hint");
         assert!(inside.contains("has no /nonexistent/x"));
-        let host = hint(&missing.on("/proc/self/exe"), &Facts::default()).expect("a hint");
+        let host = hint(&missing.on("/proc/self/exe"), Facts::default).expect("a hint");
         assert!(host.contains("interpreter"));
     }
 

@@ -6,6 +6,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nestbox_policy::Resolved;
 use nestbox_protocol::{self as protocol, LimitKind, Limits, Step};
 
 use crate::capture::{Capture, Captured, Input};
@@ -13,7 +14,7 @@ use crate::channel::{Channel, PassedFd};
 use crate::failure::Failure;
 use crate::ids::OuterIds;
 use crate::outputs::{Output, OutputRequest};
-use crate::policy::{PlannedBind, PolicyHandle, Resolved};
+use crate::policy::{self, PlannedBind, PolicyHandle};
 use crate::stdio::{Fds, Returned};
 
 /// What to launch.
@@ -188,7 +189,7 @@ impl Isolation {
     /// Of every nest of a plan.
     pub(crate) fn of_plan(plan: &protocol::Plan) -> Self {
         let all = NAMESPACES.iter().fold(0, |all, (flag, _)| all | *flag as u64);
-        let (network, without) = match plan.network() {
+        let (network, without) = match policy::network(plan) {
             protocol::Network::Host => ("host", libc::CLONE_NEWNET as u64),
             protocol::Network::SharedLoopback => ("shared-loopback", 0),
             protocol::Network::None | protocol::Network::Unspecified => ("none", 0),

@@ -34,14 +34,15 @@ mod templates;
 
 pub use capture::OnOverflow;
 pub use failure::{Code, Failure};
-pub use fork::{ForkCall, TreeEntry, TreeKind};
+pub use fork::{ForkCall, TreeKind, TreeNode, check_mount_tree};
 pub use ids::DEFAULT_HOST_ID;
 pub use image::OVERRIDE;
 pub use launch::{
     BindRequest, Ended, Ending, Event, Isolation, LaunchRequest, Launched, Limit, NAMESPACES, Usage,
 };
+pub use nestbox_policy::Issue;
 pub use nestbox_protocol::{LaunchFile, Limits, Step};
 pub use outputs::{Output, OutputRequest};
-pub use policy::PolicyHandle;
+pub use policy::{PolicyHandle, check_policy};
 pub use server::{Client, Options, Stats};
 pub use stdio::{COMMS_FD, Comms, Extra, Fds, Returned, Stdio};

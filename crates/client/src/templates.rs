@@ -8,14 +8,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use nestbox_policy::{Hash, Resolved};
+
 use crate::channel::Channel;
 use crate::ids::OuterIds;
-use crate::policy::Resolved;
 
 /// What makes two launches share a template.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TemplateKey {
-    pub(crate) hash: String,
+    pub(crate) hash: Hash,
     pub(crate) ids: OuterIds,
 }
 
@@ -167,14 +168,18 @@ impl Templates {
 mod tests {
     use super::*;
 
-    fn key(name: &str) -> TemplateKey {
-        TemplateKey { hash: name.into(), ids: OuterIds::default() }
+    fn key(name: u8) -> TemplateKey {
+        TemplateKey { hash: Hash([name; 32]), ids: OuterIds::default() }
     }
 
-    fn with(names: &[&str], bound: usize) -> Templates {
+    fn resolved() -> Arc<Resolved> {
+        crate::policy::tests::handle(&[]).resolve().expect("resolves")
+    }
+
+    fn with(names: &[u8], bound: usize) -> Templates {
         let mut templates = Templates::new(bound);
         for (id, name) in names.iter().enumerate() {
-            templates.plan(id as u64, Some(key(name)), Arc::default());
+            templates.plan(id as u64, Some(key(*name)), resolved());
             templates.all.get_mut(&(id as u64)).expect("there").stage = Stage::Ready;
         }
         templates
@@ -182,17 +187,17 @@ mod tests {
 
     #[test]
     fn the_longest_unused_idle_one_goes() {
-        let mut templates = with(&["a", "b", "c"], 2);
-        assert_eq!(templates.find(&key("a")), Some(0));
+        let mut templates = with(b"abc", 2);
+        assert_eq!(templates.find(&key(b'a')), Some(0));
         let gone = templates.evict();
         assert_eq!(gone.len(), 1);
-        assert_eq!(templates.find(&key("b")), None);
-        assert_eq!(templates.find(&key("a")), Some(0));
+        assert_eq!(templates.find(&key(b'b')), None);
+        assert_eq!(templates.find(&key(b'a')), Some(0));
     }
 
     #[test]
     fn busy_ones_stay_past_the_bound() {
-        let mut templates = with(&["a", "b"], 1);
+        let mut templates = with(b"ab", 1);
         templates.get_mut(0).expect("there").running = 1;
         templates.get_mut(1).expect("there").waiters.push(9);
         assert!(templates.evict().is_empty());
@@ -203,7 +208,7 @@ mod tests {
     #[test]
     fn one_for_a_single_launch_goes_with_it() {
         let mut templates = with(&[], 4);
-        templates.plan(7, None, Arc::default());
+        templates.plan(7, None, resolved());
         let template = templates.get_mut(7).expect("there");
         (template.stage, template.running) = (Stage::Ready, 1);
         assert!(templates.release(7).is_some());
@@ -212,10 +217,10 @@ mod tests {
 
     #[test]
     fn retired_ones_are_not_found_again() {
-        let mut templates = with(&["a", "b"], 4);
+        let mut templates = with(b"ab", 4);
         templates.get_mut(0).expect("there").running = 1;
         assert_eq!(templates.retire().len(), 1);
-        assert_eq!(templates.find(&key("a")), None);
+        assert_eq!(templates.find(&key(b'a')), None);
         assert!(templates.release(0).is_some(), "it goes with its last launch");
     }
 }

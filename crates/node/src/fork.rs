@@ -1,7 +1,7 @@
 //! Requests of `nestbox/sandbox2` from JavaScript values.
 
 use napi_derive::napi;
-use nestbox_client::{Comms, Fds, ForkCall, TreeEntry, TreeKind};
+use nestbox_client::{Comms, Fds, ForkCall, TreeKind, TreeNode};
 
 use crate::request::{split_or_none, stdio};
 
@@ -49,7 +49,7 @@ pub struct NativeTreeEntry {
     pub options: Option<String>,
 }
 
-impl From<&NativeTreeEntry> for TreeEntry {
+impl From<&NativeTreeEntry> for TreeNode {
     fn from(entry: &NativeTreeEntry) -> Self {
         Self {
             kind: match entry.kind.as_str() {
@@ -69,8 +69,8 @@ impl From<&NativeTreeEntry> for TreeEntry {
 }
 
 /// A list of nodes.
-pub(crate) fn entries(list: &[NativeTreeEntry]) -> Vec<TreeEntry> {
-    list.iter().map(TreeEntry::from).collect()
+pub(crate) fn nodes(list: &[NativeTreeEntry]) -> Vec<TreeNode> {
+    list.iter().map(TreeNode::from).collect()
 }
 
 impl NativeForkRequest {
@@ -78,7 +78,7 @@ impl NativeForkRequest {
         ForkCall {
             mode: self.mode,
             clone_flags: self.clone_flags as u64,
-            tree: entries(self.tree.as_deref().unwrap_or_default()),
+            tree: nodes(self.tree.as_deref().unwrap_or_default()),
             hostname: self.hostname.clone(),
             monitor_type: self.monitor_type,
             allow_speculation: self.allow_speculation,

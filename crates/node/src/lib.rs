@@ -6,6 +6,7 @@
 //! itself shares: the thread that starts fork servers. The TypeScript layer above has validated all input: what is refused
 //! here is refused with a plain error.
 
+#![cfg_attr(test, allow(dead_code, reason = "napi exports nothing in a test build"))]
 #![allow(unreachable_pub, reason = "what napi exports is reached from JavaScript")]
 #![allow(missing_debug_implementations, reason = "values of JavaScript can't be shown from here")]
 #![allow(clippy::needless_pass_by_value, reason = "napi hands values over")]

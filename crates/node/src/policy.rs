@@ -1,24 +1,17 @@
-//! Policies as JavaScript values.
+//! Policies and mount trees as JavaScript values.
 
 use napi::{Error, Result, Status};
 use napi_derive::napi;
-use nestbox_client::PolicyHandle;
+use nestbox_client::{Issue, PolicyHandle};
 
 use crate::event::NativeFailure;
+use crate::fork::{NativeTreeEntry, nodes};
 
 /// A parsed policy, with what it resolved to on this host.
 #[napi]
 #[derive(Debug)]
 pub struct NativePolicy {
     pub(crate) handle: PolicyHandle,
-}
-
-/// Something that is wrong with a policy, and where.
-#[napi(object, object_from_js = false)]
-#[derive(Debug)]
-pub struct NativeIssue {
-    pub path: Vec<String>,
-    pub message: String,
 }
 
 #[napi]
@@ -29,4 +22,42 @@ impl NativePolicy {
         let handle = PolicyHandle::parse(&json).map_err(|message| Error::new(Status::InvalidArg, message))?;
         Ok(Self { handle })
     }
+
+    /// Hash of what the policy says on this host, in hexadecimal. Throws what `resolve` would return.
+    #[napi(getter, catch_unwind)]
+    pub fn hash(&self) -> Result<String> {
+        self.handle.hash().map_err(|failure| Error::new(Status::GenericFailure, failure.to_string()))
+    }
+
+    /// Makes it concrete on this host, unless that was done and still holds. `null`: it is.
+    #[napi(catch_unwind)]
+    pub fn resolve(&self) -> Option<NativeFailure> {
+        self.handle.resolve().err().map(NativeFailure::from)
+    }
+}
+
+/// Something that is wrong with an input, and where.
+#[napi(object, object_from_js = false)]
+#[derive(Debug)]
+pub struct NativeIssue {
+    pub path: Vec<String>,
+    pub message: String,
+}
+
+impl From<Issue> for NativeIssue {
+    fn from(Issue { path, message }: Issue) -> Self {
+        Self { path, message }
+    }
+}
+
+/// What is wrong with the JSON of a policy; nothing of the host is looked at.
+#[napi(catch_unwind)]
+pub fn check_policy(json: String) -> Vec<NativeIssue> {
+    nestbox_client::check_policy(&json).into_iter().map(NativeIssue::from).collect()
+}
+
+/// What is wrong with a mount tree, by the rules of sandbox2.
+#[napi(catch_unwind)]
+pub fn check_mount_tree(entries: Vec<NativeTreeEntry>) -> Vec<NativeIssue> {
+    nestbox_client::check_mount_tree(&nodes(&entries)).into_iter().map(NativeIssue::from).collect()
 }

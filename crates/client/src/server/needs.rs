@@ -6,6 +6,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use nestbox_policy::Resolved;
 use nestbox_protocol::{
     BindOpened, InitializationType, OpenBind, ServerRequest, Step, TemplateRequest, server_request,
 };
@@ -15,7 +16,7 @@ use crate::channel::{Channel, PassedFd};
 use crate::failure::{Code, Failure};
 use crate::launch::{Launch, NetworkNeed, Route, Stage};
 use crate::networks::{Keeper, Shared};
-use crate::policy::{PlannedBind, Resolved};
+use crate::policy::PlannedBind;
 use crate::reactor::{Key, Kind};
 use crate::templates::{self, TemplateKey};
 
@@ -117,7 +118,7 @@ impl Client {
     /// The template of a plan: one that there is, or a new one that is being built.
     pub(super) fn template_for(&mut self, resolved: &Arc<Resolved>) -> Result<u64, Failure> {
         let key = (!resolved.plan.root_writable)
-            .then(|| TemplateKey { hash: resolved.hash.clone(), ids: self.ids.base() });
+            .then(|| TemplateKey { hash: resolved.template_key, ids: self.ids.base() });
         if let Some(id) = key.as_ref().and_then(|key| self.templates.find(key)) {
             return Ok(id);
         }

@@ -149,10 +149,12 @@ impl Client {
 
     /// A launch has come to its end without a result.
     pub(crate) fn fail(&mut self, token: u64, failure: Failure) {
-        let failure = hints::advise(failure);
         if self.preparations.remove(&token).is_some() {
-            self.push(Event::Failed { token, failure });
+            self.push(Event::Failed { token, failure: hints::advise(failure) });
         } else if let Some(launch) = self.launches.remove(&token) {
+            // What a sandbox lacks is no advice to a program that has none.
+            let outside = launch.isolation.namespaces == 0 && failure.code == Code::Exec;
+            let failure = if outside { failure } else { hints::advise(failure) };
             self.release(launch);
             self.push(Event::Failed { token, failure });
         }

@@ -239,11 +239,7 @@ impl Client {
         }
     }
 
-    fn on_initialized(
-        &mut self,
-        mounter: Channel,
-        incoming: &mut Incoming<'_>,
-    ) -> Result<(), Failure> {
+    fn on_initialized(&mut self, mounter: Channel, incoming: &mut Incoming<'_>) -> Result<(), Failure> {
         let step = Step::CreateInitialNamespaces;
         let (answer, fds) = incoming.read::<Ready>(2)?;
         match answer.kind {

@@ -6,6 +6,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use nestbox_policy::Resolved;
 use nestbox_protocol::{self as protocol, ForkRequest, LaunchBind, Mode, Step};
 use nestbox_sys::{Errno, process, socket};
 
@@ -18,7 +19,7 @@ use crate::launch::{
     Isolation, Launch, LaunchRequest, Launched, NetworkNeed, Pending, Route, Stage, killed_message, tighten,
 };
 use crate::networks::Keeper;
-use crate::policy::{PlannedBind, PolicyHandle, Resolved};
+use crate::policy::{self, PlannedBind, PolicyHandle};
 use crate::reactor::{Interest, Key, Kind};
 use crate::stdio::{self, Wired};
 use crate::templates;
@@ -57,15 +58,17 @@ impl Client {
 
     fn launch_sandboxed(
         &mut self,
-        mut request: LaunchRequest<'_>,
+        request: LaunchRequest<'_>,
         resolved: &Arc<Resolved>,
         ids: OuterIds,
     ) -> Result<Launched, Failure> {
-        let binds = resolved.launch_binds(std::mem::take(&mut request.binds), self.ids.one_each())?;
+        let binds =
+            policy::launch_binds(resolved, &request.binds, self.ids.one_each()).map_err(hints::advise)?;
+        policy::check_files(resolved, &request.files)?;
         let owner = self.ids.privileged().then_some((ids.uid, ids.gid));
         let wired = stdio::wire(&request.fds, owner).map_err(hints::advise)?;
         let template = self.template_for(resolved)?;
-        let network = match resolved.plan.network() {
+        let network = match policy::network(&resolved.plan) {
             protocol::Network::Host => NetworkNeed::None,
             protocol::Network::SharedLoopback => NetworkNeed::Shared,
             protocol::Network::None | protocol::Network::Unspecified => NetworkNeed::Own,
