@@ -85,7 +85,7 @@ const spread = (title: string, rows: readonly { name: string; ours: boolean; us:
         x: {
           field: 'p50',
           type: 'quantitative',
-          scale: { type: 'log', nice: true },
+          scale: { type: 'log', nice: false, padding: 24 },
           axis: { title: 'milliseconds: p50 (dot), p90 (tick), p99 (end of the line)', tickCount: 6 },
         },
       },
@@ -106,6 +106,14 @@ const spreadOf = (run: Run, scenario: string, title: string): object | undefined
   return rows.length === 0 ? undefined : spread(title, rows)
 }
 
+/** What is ours is warm. */
+const LINES: Readonly<Record<string, string>> = {
+  nestbox: OURS,
+  'nestbox-shared-loopback': '#c09a20',
+  unsandboxed: '#b0607a',
+  spawn: THEIRS,
+}
+
 const throughput = (run: Run): object | undefined => {
   const records = run.records.filter((record): record is ThroughputRecord => record.type === 'throughput')
   if (records.length === 0) return undefined
@@ -115,7 +123,6 @@ const throughput = (run: Run): object | undefined => {
     perSecond: median(perSecond),
   }))
   const modes = [...new Set(records.map(({ mode }) => mode))]
-  const range = ['#d9730d', '#c0a020', '#a0607a', '#4c8bd6', '#808080']
   return {
     width: WIDTH,
     height: 240,
@@ -130,7 +137,11 @@ const throughput = (run: Run): object | undefined => {
         axis: { title: 'in flight', values: [...new Set(records.map(({ inFlight }) => inFlight))] },
       },
       y: { field: 'perSecond', type: 'quantitative', axis: { title: null } },
-      color: { field: 'mode', type: 'nominal', scale: { domain: modes.map(label), range } },
+      color: {
+        field: 'mode',
+        type: 'nominal',
+        scale: { domain: modes.map(label), range: modes.map((mode) => LINES[mode] ?? GREY) },
+      },
     },
   }
 }

@@ -1,0 +1,67 @@
+// The benchmark harness, in small: everything in it runs, and what it leaves behind is what the report is made from.
+
+import { execFile } from 'node:child_process'
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+
+import test from 'ava'
+
+import { plots } from '../bench/plots.ts'
+import { reportOf } from '../bench/report.ts'
+import { readRun } from '../bench/samples.ts'
+import { scenarios } from '../bench/scenarios.ts'
+import { median, quantile, ratioOfMedians } from '../bench/stats.ts'
+import { have, scratch } from './helpers.ts'
+
+const ROOT = fileURLToPath(new URL('..', import.meta.url))
+
+const bench = (...args: string[]): Promise<{ stdout: string; stderr: string }> =>
+  promisify(execFile)(process.execPath, [...process.execArgv, path.join(ROOT, 'bench', 'main.ts'), ...args])
+
+test('a quick run measures every scenario, and its samples make a report and plots', async (t) => {
+  if (!have('cc') || !existsSync(path.join(ROOT, 'dist', 'index.js'))) return t.pass('there is no compiler or no build')
+  const file = path.join(scratch(t), 'samples.jsonl')
+  const { stdout, stderr } = await bench('--quick', '--out', file)
+  t.is(stderr, '', 'progress is for terminals')
+  t.true(stdout.includes('| measure | target | measured |'))
+  t.true(stdout.includes('A quick run'))
+
+  const run = readRun(file)
+  t.true(run.run.quick)
+  t.deepEqual(new Set(run.records.map(({ scenario }) => scenario)), new Set(scenarios.map(({ name }) => name)))
+  t.deepEqual(
+    run.records.filter((record) => record.type === 'missing' && record.fault),
+    [],
+  )
+  for (const record of run.records) {
+    if (record.type === 'samples') t.true(record.us.length >= 10 && record.us.every((us) => us > 0))
+  }
+  t.true(stdout.startsWith(reportOf(run, () => '')), 'the report is made from the samples alone')
+  const drawn = await plots(run)
+  t.deepEqual([...drawn.keys()], ['latency', 'capture', 'heap', 'threads', 'mounts', 'throughput', 'steps'])
+  for (const svg of drawn.values()) t.true(svg.startsWith('<svg') && !svg.includes('NaN'))
+  return undefined
+})
+
+test('an unknown scenario is refused, and the known ones are listed', async (t) => {
+  await t.throwsAsync(bench('no-such-scenario'), { message: /there is no scenario "no-such-scenario"/ })
+  const { stdout } = await bench('--list')
+  for (const { name } of scenarios) t.true(stdout.includes(`${name} `))
+})
+
+test('quantiles are interpolated', (t) => {
+  t.is(median([3, 1, 2]), 2)
+  t.is(median([4, 1, 2, 3]), 2.5)
+  t.is(quantile([0, 10], 0.9), 9)
+  t.true(Number.isNaN(median([])))
+})
+
+test('a ratio comes with an interval that holds it, and is the same every time', (t) => {
+  const series = (factor: number): number[] => Array.from({ length: 100 }, (_, at) => factor * (100 + ((at * 37) % 23)))
+  const ratio = ratioOfMedians(series(1), series(2), 5)
+  t.is(ratio.value, 0.5)
+  t.true(ratio.low <= 0.5 && ratio.high >= 0.5 && ratio.high - ratio.low < 0.1)
+  t.deepEqual(ratioOfMedians(series(1), series(2), 5), ratio)
+})
