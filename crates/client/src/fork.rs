@@ -10,8 +10,8 @@ use nestbox_policy::tree::{self, TreeEntry};
 use nestbox_policy::{Issue, UnixSockets, filter};
 use nestbox_protocol::mount_node::Node;
 use nestbox_protocol::{
-    DirectoryNode, FdRole, FileNode, ForkRequest, InitializationType, Mode, MonitorType,
-    NetnsMode, Pivot, RootNode, Step, TmpfsNode,
+    DirectoryNode, FdRole, FileNode, ForkRequest, InitializationType, Mode, MonitorType, NetnsMode, Pivot,
+    RootNode, Step, TmpfsNode,
 };
 use nestbox_sys::socket;
 

@@ -5,10 +5,13 @@
 //! by the client, which is itself polled on [`Reactor::fd`].
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use nestbox_sys::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 /// What a watched fd is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +41,11 @@ pub(crate) enum Kind {
     Reader,
     /// Our own wake-up: events are waiting to be fetched.
     Wake,
+    /// The timer.
+    Timer,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Control,
     Kind::Mounter,
     Kind::Keeper,
@@ -53,6 +58,7 @@ const KINDS: [Kind; 12] = [
     Kind::Initialize,
     Kind::Reader,
     Kind::Wake,
+    Kind::Timer,
 ];
 
 /// What and whose.
@@ -113,14 +119,18 @@ const BATCH: usize = 64;
 pub(crate) struct Reactor {
     epoll: Epoll,
     wake: EventFd,
+    timer: TimerFd,
 }
 
 impl Reactor {
     pub(crate) fn new() -> Result<Self, Errno> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let reactor = Self { epoll, wake };
+        let timer =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)?;
+        let reactor = Self { epoll, wake, timer };
         reactor.add(reactor.wake.as_fd(), Key::new(Kind::Wake, 0), Interest::Read)?;
+        reactor.add(reactor.timer.as_fd(), Key::new(Kind::Timer, 0), Interest::Read)?;
         Ok(reactor)
     }
 
@@ -153,6 +163,19 @@ impl Reactor {
     /// Takes the wake-up back.
     pub(crate) fn awake(&self) {
         let _ = self.wake.read();
+    }
+
+    /// Has [`Kind::Timer`] reported once, this much later.
+    pub(crate) fn set_timer(&self, delay: Duration) {
+        let expiration = Expiration::OneShot(TimeSpec::from_duration(delay));
+        // Fails for a negative time only.
+        let _ = self.timer.set(expiration, TimerSetTimeFlags::empty());
+    }
+
+    /// Takes the timer's report.
+    pub(crate) fn timer_went_off(&self) {
+        // EAGAIN: it was set anew meanwhile.
+        let _ = self.timer.wait();
     }
 
     /// Fetches what is ready now, without waiting. True if there may be more.

@@ -15,7 +15,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -147,6 +147,8 @@ pub struct Client {
     pub(crate) launches: HashMap<u64, Launch>,
     pub(crate) preparations: HashMap<u64, Preparation>,
     reader: Option<Reader>,
+    /// Launches whose output is not watched yet, and when it is to be.
+    unwatched: VecDeque<(u64, u64)>,
     /// Tokens, template ids and bind ids: never used twice.
     last_id: u64,
     events: Vec<Event>,
@@ -218,6 +220,7 @@ impl Client {
             launches: HashMap::new(),
             preparations: HashMap::new(),
             reader: None,
+            unwatched: VecDeque::new(),
             last_id: 0,
             events: Vec::new(),
             dispatching: false,

@@ -4,11 +4,12 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nestbox_protocol::{
     self as protocol, FdRole, LaunchControl, ServerRequest, Step, launch_control, server_request,
 };
-use nestbox_sys::{Errno, packet, socket};
+use nestbox_sys::{Errno, packet, process, socket};
 
 use crate::capture::Stream;
 use crate::channel::PassedFd;
@@ -20,7 +21,10 @@ use crate::outputs::{self, Job, Output, Progress, Reader};
 use crate::reactor::{Interest, Key, Kind};
 use crate::templates::{self, Template};
 
-use super::{Client, Initial, gone};
+use super::{Client, Initial, gone, spawn_failure};
+
+/// How long output waits to be watched: longer than a short program takes, shorter than filling a pipe is worth noticing.
+const WATCH_AFTER_NS: u64 = 3_000_000;
 
 impl Client {
     /// Sends a launch if all that it needs is there; asks for what is not.
@@ -175,6 +179,39 @@ impl Client {
         }
         if launch.network.is_some() {
             self.tend_networks(launch.network);
+        }
+    }
+
+    /// Has a launch's output watched in a while. A short program is over by then, and what it wrote is in the pipes, which
+    /// are emptied at the end anyway: without this, the end of each of its streams would wake the host once more, at the
+    /// very moment at which its result is being made.
+    pub(super) fn watch_output_later(&mut self, token: u64) {
+        if self.unwatched.is_empty() {
+            self.reactor.set_timer(Duration::from_nanos(WATCH_AFTER_NS));
+        }
+        self.unwatched.push_back((process::monotonic_ns() + WATCH_AFTER_NS, token));
+    }
+
+    /// Watches the output of those launches whose time has come.
+    pub(super) fn watch_output_now(&mut self) {
+        self.reactor.timer_went_off();
+        let now = process::monotonic_ns();
+        while let Some(&(due, token)) = self.unwatched.front() {
+            if due > now {
+                self.reactor.set_timer(Duration::from_nanos(due - now));
+                return;
+            }
+            self.unwatched.pop_front();
+            let Some(capture) = self.launches.get(&token).and_then(|launch| launch.capture.as_ref()) else {
+                continue;
+            };
+            let watched = [(Kind::Stdout, Stream::Stdout), (Kind::Stderr, Stream::Stderr)]
+                .into_iter()
+                .filter_map(|(kind, stream)| Some((kind, capture.pipe(stream)?)))
+                .try_for_each(|(kind, pipe)| self.reactor.add(pipe, Key::new(kind, token), Interest::Read));
+            if let Err(errno) = watched {
+                self.fail(token, spawn_failure(Step::ReceiveRequest, "epoll_ctl")(errno));
+            }
         }
     }
 

@@ -51,6 +51,7 @@ impl Client {
         let id = key.id;
         match key.kind {
             Kind::Wake => self.reactor.awake(),
+            Kind::Timer => self.watch_output_now(),
             Kind::Control => {
                 if writable {
                     let undelivered = self.control.as_mut().map(|channel| channel.flush(&self.reactor));

@@ -10,7 +10,6 @@ use nestbox_policy::Resolved;
 use nestbox_protocol::{self as protocol, ForkRequest, LaunchBind, Mode, Step};
 use nestbox_sys::{Errno, process, socket};
 
-use crate::capture::Stream;
 use crate::channel::PassedFd;
 use crate::failure::{Code, Failure};
 use crate::hints;
@@ -102,12 +101,8 @@ impl Client {
             .add(socket.as_fd(), Key::new(Kind::Launch, token), Interest::Read)
             .map_err(spawn_failure(step, "epoll_ctl"))?;
         let Wired { roles, passed, returned, capture, input } = wired;
-        for (kind, stream) in [(Kind::Stdout, Stream::Stdout), (Kind::Stderr, Stream::Stderr)] {
-            if let Some(pipe) = capture.as_ref().and_then(|capture| capture.pipe(stream)) {
-                self.reactor
-                    .add(pipe, Key::new(kind, token), Interest::Read)
-                    .map_err(spawn_failure(step, "epoll_ctl"))?;
-            }
+        if capture.is_some() {
+            self.watch_output_later(token);
         }
         if let Some(input) = &input {
             self.reactor
