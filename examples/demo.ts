@@ -31,8 +31,9 @@ int main(void) { printf("compiled and run inside: pid %d, uid %d\\n", getpid(), 
 /** How often a program is launched to say how long it takes. */
 const ROUNDS = 30
 
-const have = (name: string): boolean =>
-  (process.env['PATH'] ?? '').split(':').some((directory) => existsSync(path.join(directory, name)))
+/** Where the system has a program: what a sandbox finds, and not what the host's PATH may put before it. */
+const find = (name: string): string | undefined =>
+  ['/usr/bin', '/bin'].map((directory) => path.join(directory, name)).find((file) => existsSync(file))
 
 const median = (times: number[]): number => times.toSorted((a, b) => a - b)[Math.floor(times.length / 2)] ?? 0
 
@@ -78,13 +79,14 @@ const demo = async (): Promise<void> => {
   const first = await timed(() => run('true'))
   console.log(`The first launch started the fork server and built the sandbox: ${first.toFixed(1)} ms.`)
 
-  if (have('python3')) {
-    show('python3 looks around', await run('python3', ['-c', LOOK_AROUND]))
+  const python = find('python3')
+  if (python !== undefined) {
+    show('python3 looks around', await run(python, ['-c', LOOK_AROUND]))
     const hello = ['-S', '-c', 'print(6 * 7)'] as const
     console.log(
       `-- python3 -c 'print(6 * 7)': ${await compare(
-        () => run('python3', hello),
-        () => bare('python3', hello),
+        () => run(python, hello),
+        () => bare(python, hello),
       )}`,
     )
   }
@@ -97,7 +99,7 @@ const demo = async (): Promise<void> => {
     )}`,
   )
 
-  if (have('gcc')) await compileAndRun()
+  if (find('gcc') !== undefined) await compileAndRun()
 
   console.log(
     `\n== /bin/true\n-- ${await compare(
