@@ -1,0 +1,282 @@
+//! The base `host-system`: which parts of the host's system a sandboxee sees, read-only.
+//!
+//! That is /usr, the directories that belong to it (/bin, /lib ...), and the part of /etc that programs need and that
+//! tells nothing about the machine's users, secrets or services. Each mount costs every launch some 2 µs (the kernel
+//! copies it into the nest), a file or symlink on our own tmpfs costs nothing; so what is small is copied from the host,
+//! and only what is large is bound. Files that would tell about the host's users are made up. What is not there on this
+//! host is left out: the base is what the host has. Called by [`crate::resolve`].
+
+use std::fmt::Write;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::sys::stat::stat;
+
+use crate::document::{Network, Policy};
+use crate::error::ResolveError;
+use crate::plan::{Entry, Layout};
+use crate::resolve::{bind_entry, default_tmpfs};
+use crate::source::{Source, Sources, c_path};
+
+/// Directories that are bound, or replicated where they are symlinks into /usr.
+pub(crate) const SYSTEM_DIRECTORIES: [&str; 7] =
+    ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+
+/// What of /etc is shown as the host has it. A `*` at the end stands for any ending.
+const CONFIGURATION: [&str; 47] = [
+    // Where programs and libraries are.
+    "alternatives",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "ld-musl-*",
+    // Certificates to check others by. Never /etc/ssl/private.
+    "ssl/certs",
+    "ssl/cert.pem",
+    "ssl/ca-bundle.pem",
+    "ssl/openssl.cnf",
+    "ca-certificates",
+    "pki/tls/certs",
+    "pki/tls/cert.pem",
+    "pki/tls/openssl.cnf",
+    "pki/ca-trust/extracted",
+    "crypto-policies/back-ends",
+    // Time and language.
+    "localtime",
+    "timezone",
+    "locale.conf",
+    "locale.alias",
+    "default/locale",
+    // Which system this is.
+    "os-release",
+    "lsb-release",
+    "debian_version",
+    "alpine-release",
+    "redhat-release",
+    "fedora-release",
+    // Numbers and names that are the same everywhere.
+    "protocols",
+    "services",
+    "rpc",
+    "ethertypes",
+    "networks",
+    "gai.conf",
+    "host.conf",
+    "shells",
+    // What interpreters and tools are set up with.
+    "bash.bashrc",
+    "inputrc",
+    "terminfo",
+    "fonts",
+    "papersize",
+    "mime.types",
+    "magic*",
+    "xml",
+    "perl",
+    "python3*",
+    "java*",
+    "ImageMagick-*",
+    "texmf",
+];
+
+/// The largest file whose content is copied.
+const COPY_MAX: u64 = 64 * 1024;
+
+/// The most files and directories that a copied directory holds, all told.
+const COPY_ENTRIES_MAX: usize = 64;
+
+/// How deep a copied directory goes.
+const COPY_DEPTH_MAX: usize = 4;
+
+/// Puts the base into the layout.
+pub(crate) fn put(policy: &Policy, layout: &mut Layout, sources: &mut Sources) -> Result<(), ResolveError> {
+    for path in SYSTEM_DIRECTORIES {
+        put_system_directory(path, layout, sources)?;
+    }
+    for name in CONFIGURATION {
+        for path in expand(name) {
+            put_configuration(&path, layout, sources)?;
+        }
+    }
+    put_made_up(policy, layout);
+    if policy.network == Network::Host {
+        put_copy("/etc/resolv.conf", layout, sources);
+    }
+    layout.put_base("/run", Entry::Directory);
+    layout.put_base("/var", Entry::Directory);
+    // Programs that insist on /var/tmp get the same private directory.
+    layout.put_base("/var/tmp", Entry::Symlink { points_to: "../tmp".to_owned() });
+    layout.put_base("/tmp", default_tmpfs(policy, true));
+    Ok(())
+}
+
+fn put_system_directory(path: &str, layout: &mut Layout, sources: &mut Sources) -> Result<(), ResolveError> {
+    match fs::read_link(path) {
+        Ok(target) => {
+            if let Some(points_to) = target.to_str() {
+                layout.put_base(path, Entry::Symlink { points_to: points_to.to_owned() });
+            }
+        }
+        Err(_) if Path::new(path).is_dir() => {
+            layout.put_base(path, bind_entry(path, false, true, sources)?);
+        }
+        Err(_) => {}
+    }
+    Ok(())
+}
+
+/// The paths that one of the names stands for.
+fn expand(name: &str) -> Vec<String> {
+    let Some(prefix) = name.strip_suffix('*') else { return vec![format!("/etc/{name}")] };
+    let Ok(entries) = fs::read_dir("/etc") else { return Vec::new() };
+    let names = entries.filter_map(Result::ok).filter_map(|entry| entry.file_name().into_string().ok());
+    let mut paths: Vec<_> =
+        names.filter(|name| name.starts_with(prefix)).map(|name| format!("/etc/{name}")).collect();
+    paths.sort_unstable();
+    paths
+}
+
+/// A file or directory of /etc: a symlink if it is one into /usr, a copy if it is small, else a bind.
+fn put_configuration(path: &str, layout: &mut Layout, sources: &mut Sources) -> Result<(), ResolveError> {
+    if let Some(entry) = symlink_into_usr(path) {
+        layout.put_base(path, entry);
+        return Ok(());
+    }
+    let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
+    if metadata.is_dir() {
+        let mut copy = Copy::default();
+        if copy.directory(path, COPY_DEPTH_MAX).is_some() {
+            for (path, entry) in copy.entries {
+                layout.put_base(path, entry);
+            }
+            sources.copied.append(&mut copy.sources);
+        } else {
+            layout.put_base(path, bind_entry(path, false, true, sources)?);
+        }
+    } else if metadata.is_file() && is_public(&metadata) && !put_copy(path, layout, sources) {
+        layout.put_base(path, bind_entry(path, false, true, sources)?);
+    }
+    Ok(())
+}
+
+/// A symlink that leads into /usr leads there inside as well. (/etc/localtime tells the zone by what it points to.)
+fn symlink_into_usr(path: &str) -> Option<Entry> {
+    fs::read_link(path).ok()?;
+    let target = fs::canonicalize(path).ok()?;
+    let points_to = target.to_str().filter(|target| target.starts_with("/usr/"))?.to_owned();
+    Some(Entry::Symlink { points_to })
+}
+
+/// Anyone on the host may read it. Under a root host this process could read more than the sandboxee may.
+fn is_public(metadata: &fs::Metadata) -> bool {
+    metadata.mode() & 0o004 != 0
+}
+
+/// Puts a copy of a small, public, regular file; says whether it did.
+pub(crate) fn put_copy(path: &str, layout: &mut Layout, sources: &mut Sources) -> bool {
+    let mut copy = Copy::default();
+    let copied = copy.file(path).is_some();
+    for (path, entry) in copy.entries {
+        layout.put_base(path, entry);
+    }
+    sources.copied.append(&mut copy.sources);
+    copied
+}
+
+/// A copy in the making. Its steps give `None` where something speaks against a copy.
+#[derive(Default)]
+struct Copy {
+    entries: Vec<(String, Entry)>,
+    sources: Vec<Source>,
+    bytes: u64,
+}
+
+impl Copy {
+    fn file(&mut self, path: &str) -> Option<()> {
+        let name = c_path(path)?;
+        // The status first: a file that changes in between then counts as changed.
+        let status = stat(name.as_c_str()).ok()?;
+        let metadata = fs::metadata(path).ok()?;
+        self.bytes += metadata.len();
+        if !metadata.is_file() || !is_public(&metadata) || self.bytes > COPY_MAX {
+            return None;
+        }
+        let content = fs::read(path).ok()?;
+        let mode = metadata.mode() & 0o555;
+        self.entries.push((path.to_owned(), Entry::File { content, mode }));
+        self.sources.push(Source::copied(name, &status));
+        self.fits()
+    }
+
+    fn directory(&mut self, path: &str, depth: usize) -> Option<()> {
+        let name = c_path(path)?;
+        let status = stat(name.as_c_str()).ok()?;
+        self.entries.push((path.to_owned(), Entry::Directory));
+        self.sources.push(Source::copied(name, &status));
+        let mut children =
+            fs::read_dir(path).ok()?.collect::<Result<Vec<_>, _>>().ok().filter(|_| depth > 0)?;
+        children.sort_unstable_by_key(fs::DirEntry::file_name);
+        for child in children {
+            let path = child.path().into_os_string().into_string().ok()?;
+            let kind = child.file_type().ok()?;
+            if kind.is_symlink() {
+                let points_to = fs::read_link(&path).ok()?.into_os_string().into_string().ok()?;
+                self.entries.push((path, Entry::Symlink { points_to }));
+            } else if kind.is_dir() {
+                self.directory(&path, depth - 1)?;
+            } else {
+                self.file(&path)?;
+            }
+            self.fits()?;
+        }
+        Some(())
+    }
+
+    fn fits(&self) -> Option<()> {
+        (self.entries.len() <= COPY_ENTRIES_MAX && self.bytes <= COPY_MAX).then_some(())
+    }
+}
+
+/// Files that say who and where the sandboxee is. The host's own would say who and where its users are.
+fn put_made_up(policy: &Policy, layout: &mut Layout) {
+    let (uid, gid) = (policy.user.uid, policy.user.gid);
+    let home = policy.env.get("HOME").map(String::as_str).filter(|home| is_field(home)).unwrap_or("/tmp");
+    let mut passwd = String::new();
+    let mut group = String::new();
+    for (name, uid, gid, home, shell) in [
+        ("root", 0, 0, "/", "/bin/sh"),
+        ("sandbox", uid, gid, home, "/bin/sh"),
+        ("nobody", 65_534, 65_534, "/", "/usr/sbin/nologin"),
+    ] {
+        // The sandboxee's own line comes instead of another for its id.
+        if name == "sandbox" || uid != policy.user.uid {
+            let _ = writeln!(passwd, "{name}:x:{uid}:{gid}:{name}:{home}:{shell}");
+        }
+        let name = if name == "nobody" { "nogroup" } else { name };
+        if name == "sandbox" || gid != policy.user.gid {
+            let _ = writeln!(group, "{name}:x:{gid}:");
+        }
+    }
+    let host = &policy.hostname;
+    let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {host}\n::1 localhost ip6-localhost ip6-loopback\n");
+    let names = if policy.network == Network::Host { "files dns" } else { "files" };
+    let nsswitch = format!(
+        "passwd: files\ngroup: files\nshadow: files\nhosts: {names}\nnetworks: files\nprotocols: files\n\
+         services: files\nethers: files\nrpc: files\n"
+    );
+    for (path, content) in [
+        ("/etc/passwd", passwd),
+        ("/etc/group", group),
+        ("/etc/hosts", hosts),
+        ("/etc/hostname", format!("{host}\n")),
+        ("/etc/nsswitch.conf", nsswitch),
+    ] {
+        layout.put_base(path, Entry::File { content: content.into_bytes(), mode: 0o444 });
+    }
+}
+
+/// Can be a field of passwd(5).
+fn is_field(text: &str) -> bool {
+    text.starts_with('/') && !text.contains([':', '\n'])
+}

@@ -1,0 +1,509 @@
+//! The ELF interpreter and libraries that a binary needs, found as the dynamic loader would find them, without running
+//! anything: ldd(1) runs the binary's interpreter, which the binary chooses.
+//!
+//! Follows glibc's search order (RPATH of the object and of those that loaded it, RUNPATH, the loader's cache, default
+//! directories; `$ORIGIN`, `$LIB`, `$PLATFORM`; breadth first; only files of the right class and machine) and musl's.
+//! Of a library that comes in variants for newer processors all are found: which one is taken is decided where it runs.
+//! What a program opens by dlopen(3) is not known here. Called by [`crate::resolve`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use nestbox_protocol::Step;
+use object::elf::{self, FileHeader32, FileHeader64};
+use object::read::elf::{Dyn, FileHeader, ProgramHeader};
+use object::{Endianness, FileKind, ReadCache, ReadRef, StringTable};
+
+use crate::error::ResolveError;
+
+/// glibc's cache of where libraries are.
+const CACHE: &str = "/etc/ld.so.cache";
+
+/// Subdirectories in which glibc looks for variants.
+const VARIANTS: [&str; 3] = ["glibc-hwcaps/x86-64-v4", "glibc-hwcaps/x86-64-v3", "glibc-hwcaps/x86-64-v2"];
+
+/// The largest cache that is read; real ones are some 100 KiB.
+const CACHE_MAX: u64 = 64 << 20;
+
+/// Names that musl has built in.
+const MUSL_BUILT_IN: [&str; 7] = ["c.", "pthread.", "rt.", "m.", "dl.", "util.", "xnet."];
+
+/// Absolute paths of all that has to be where it is for the loader to start `binary`, sorted: its interpreter, the
+/// libraries, and the loader's configuration. Nothing for a static binary.
+pub fn of(binary: &Path) -> Result<Vec<String>, ResolveError> {
+    Search::of(&text(binary)?, &|path| fs::read(path).ok())
+}
+
+/// Whether one of the paths that [`of`] gave is a file that the loader reads, rather than one that it maps.
+#[must_use]
+pub fn is_loader_configuration(path: &str) -> bool {
+    path == CACHE
+        || (path.starts_with("/etc/ld-musl-") && Path::new(path).extension().is_some_and(|end| end == "path"))
+}
+
+fn text(path: &Path) -> Result<String, ResolveError> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        ResolveError::new(Step::OpenBindSource, libc::EILSEQ, "openat2", path.to_string_lossy())
+            .detail("a path that is not well-formed Unicode")
+    })
+}
+
+// ---- one object ----------------------------------------------------------------------------------------------------------
+
+/// What the loader reads of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Object {
+    machine: Machine,
+    interpreter: Option<String>,
+    needed: Vec<String>,
+    name: Option<String>,
+    rpath: Vec<String>,
+    runpath: Option<Vec<String>>,
+    /// Linked with `-z nodefaultlib`: neither the cache nor the default directories are for it.
+    no_defaults: bool,
+}
+
+/// Two objects go together if this is the same of both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Machine {
+    wide: bool,
+    number: u16,
+}
+
+/// Why a file is no object.
+#[derive(Debug)]
+enum Unreadable {
+    Io(io::Error),
+    NotElf,
+    Malformed(object::read::Error),
+}
+
+impl From<object::read::Error> for Unreadable {
+    fn from(error: object::read::Error) -> Self {
+        Self::Malformed(error)
+    }
+}
+
+impl Object {
+    fn read(path: &str) -> Result<Self, Unreadable> {
+        let file = File::open(path).map_err(Unreadable::Io)?;
+        if !file.metadata().map_err(Unreadable::Io)?.is_file() {
+            return Err(Unreadable::NotElf);
+        }
+        // Reads what is asked for; a library may be hundreds of megabytes.
+        Self::parse(&ReadCache::new(file))
+    }
+
+    fn parse<'data>(data: impl ReadRef<'data>) -> Result<Self, Unreadable> {
+        match FileKind::parse(data) {
+            Ok(FileKind::Elf32) => Self::parse_as::<FileHeader32<Endianness>>(data),
+            Ok(FileKind::Elf64) => Self::parse_as::<FileHeader64<Endianness>>(data),
+            _ => Err(Unreadable::NotElf),
+        }
+    }
+
+    fn parse_as<'data, H: FileHeader>(data: impl ReadRef<'data>) -> Result<Self, Unreadable> {
+        let header = H::parse(data)?;
+        let endian = header.endian()?;
+        let segments = header.program_headers(endian, data)?;
+        let mut object = Self {
+            machine: Machine { wide: header.is_class_64(), number: header.e_machine(endian).0 },
+            ..Self::default()
+        };
+        let mut dynamic: &[H::Dyn] = &[];
+        for segment in segments {
+            if let Some(interpreter) = segment.interpreter(endian, data)? {
+                object.interpreter = Some(String::from_utf8_lossy(interpreter).into_owned());
+            }
+            if let Some(found) = segment.dynamic(endian, data)? {
+                dynamic = found;
+            }
+        }
+        let value = |wanted| {
+            dynamic
+                .iter()
+                .take_while(|entry| entry.d_tag(endian) != elf::DT_NULL)
+                .find(|entry| entry.d_tag(endian) == wanted)
+                .map(|entry| entry.d_val(endian).into())
+        };
+        let (Some(address), Some(size)) = (value(elf::DT_STRTAB), value(elf::DT_STRSZ)) else {
+            return Ok(object);
+        };
+        // The table is named by its address in memory; sections, which name it by offset, may have been stripped.
+        let Some(start) = segments.iter().find_map(|segment| {
+            let (from, length): (u64, u64) =
+                (segment.p_vaddr(endian).into(), segment.p_filesz(endian).into());
+            let offset = address.checked_sub(from).filter(|&offset| offset < length)?;
+            let is_load = segment.p_type(endian) == elf::PT_LOAD;
+            is_load.then(|| segment.p_offset(endian).into().checked_add(offset)).flatten()
+        }) else {
+            return Err(Unreadable::NotElf);
+        };
+        let strings = StringTable::new(data, start, start.saturating_add(size));
+        for entry in dynamic.iter().take_while(|entry| entry.d_tag(endian) != elf::DT_NULL) {
+            let value: u64 = entry.d_val(endian).into();
+            let string = || {
+                let found = u32::try_from(value).ok().and_then(|offset| strings.get(offset).ok());
+                found.map(|bytes| String::from_utf8_lossy(bytes).into_owned()).ok_or(Unreadable::NotElf)
+            };
+            match entry.d_tag(endian) {
+                elf::DT_NEEDED => object.needed.push(string()?),
+                elf::DT_SONAME => object.name = Some(string()?),
+                elf::DT_RPATH => object.rpath = directories(&string()?),
+                elf::DT_RUNPATH => object.runpath = Some(directories(&string()?)),
+                elf::DT_FLAGS_1 => object.no_defaults = value & elf::DF_1_NODEFLIB.0 != 0,
+                _ => {}
+            }
+        }
+        Ok(object)
+    }
+}
+
+fn directories(list: &str) -> Vec<String> {
+    list.split(':').filter(|directory| !directory.is_empty()).map(str::to_owned).collect()
+}
+
+// ---- the loader's cache ---------------------------------------------------------------------------------------------------
+
+/// Where libraries are, by name: ld.so.cache. All entries of a name, since those for other machines are among them, and
+/// variants for newer processors.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Cache {
+    paths: BTreeMap<String, Vec<String>>,
+}
+
+impl Cache {
+    const OLD_MAGIC: &[u8] = b"ld.so-1.7.0\0";
+    const NEW_MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
+
+    /// The whole of what can be read; a cache that can't be is as good as none, as for the loader itself.
+    fn parse(bytes: &[u8]) -> Self {
+        Self::parse_new(bytes).or_else(|| Self::parse_old(bytes)).unwrap_or_default()
+    }
+
+    /// The format since glibc 2.2: offsets of strings count from its header.
+    fn parse_new(bytes: &[u8]) -> Option<Self> {
+        const HEADER: usize = 48;
+        const ENTRY: usize = 24;
+        if !bytes.starts_with(Self::NEW_MAGIC) {
+            return None;
+        }
+        let count = word(bytes, 20)?;
+        let entries = bytes.get(HEADER..)?.chunks_exact(ENTRY).take(count);
+        Some(Self::collect(entries.map(|entry| (entry, bytes))))
+    }
+
+    /// The format before that; the new one may follow in the same file, and is then the one to read.
+    fn parse_old(bytes: &[u8]) -> Option<Self> {
+        const HEADER: usize = 16;
+        const ENTRY: usize = 12;
+        if !bytes.starts_with(Self::OLD_MAGIC) {
+            return None;
+        }
+        let count = word(bytes, 12)?;
+        let end = count.checked_mul(ENTRY)?.checked_add(HEADER)?;
+        if let Some(new) = bytes.get(end.next_multiple_of(8)..).and_then(Self::parse_new) {
+            return Some(new);
+        }
+        // Offsets of strings count from the end of the entries.
+        let strings = bytes.get(end..)?;
+        Some(Self::collect(bytes[HEADER..end].chunks_exact(ENTRY).map(|entry| (entry, strings))))
+    }
+
+    /// Both kinds of entry begin with flags, name and path.
+    fn collect<'a>(entries: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+        let mut cache = Self::default();
+        for (entry, strings) in entries {
+            let string = |at| word(entry, at).and_then(|offset| c_string(strings, offset));
+            if let (Some(name), Some(path)) = (string(4), string(8)) {
+                let paths: &mut Vec<String> = cache.paths.entry(name.to_owned()).or_default();
+                if path.starts_with('/') && !paths.iter().any(|known| known == path) {
+                    paths.push(path.to_owned());
+                }
+            }
+        }
+        cache
+    }
+}
+
+/// Four bytes in the machine's order, which is the one that ldconfig(8) writes.
+fn word(bytes: &[u8], at: usize) -> Option<usize> {
+    let bytes = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(bytes.try_into().ok()?) as usize)
+}
+
+fn c_string(bytes: &[u8], at: usize) -> Option<&str> {
+    let bytes = bytes.get(at..)?;
+    let end = bytes.iter().position(|&byte| byte == 0)?;
+    std::str::from_utf8(&bytes[..end]).ok()
+}
+
+// ---- the search ------------------------------------------------------------------------------------------------------------
+
+/// An object that would be loaded.
+struct Loaded {
+    path: String,
+    object: Object,
+    /// Who asked for it, by its place in [`Search::loaded`].
+    by: Option<usize>,
+}
+
+struct Search {
+    machine: Machine,
+    musl: bool,
+    interpreter: Option<String>,
+    cache: Cache,
+    /// Directories for names that are found nowhere else.
+    defaults: Vec<String>,
+    loaded: Vec<Loaded>,
+    /// Names that are taken care of.
+    known: BTreeSet<String>,
+    found: BTreeSet<String>,
+}
+
+impl Search {
+    fn of(binary: &str, read_file: &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<Vec<String>, ResolveError> {
+        // $ORIGIN of a program is where it really is; that of a library is where it was found.
+        let origin = fs::canonicalize(binary)
+            .map_err(|error| open_fault(binary, &error))
+            .and_then(|path| text(&path))?;
+        let object = Object::read(&origin).map_err(|why| unreadable(binary, why))?;
+        let mut search = Self {
+            machine: object.machine,
+            musl: object.interpreter.as_deref().is_some_and(is_musl),
+            interpreter: object.interpreter.clone(),
+            cache: Cache::default(),
+            defaults: Vec::new(),
+            loaded: Vec::new(),
+            known: BTreeSet::new(),
+            found: BTreeSet::new(),
+        };
+        search.read_configuration(object.needed.is_empty(), read_file);
+        search.loaded.push(Loaded { path: origin, object, by: None });
+        search.load_interpreter(binary)?;
+        search.run()?;
+        Ok(search.found.into_iter().collect())
+    }
+
+    fn read_configuration(&mut self, needs_nothing: bool, read_file: &dyn Fn(&str) -> Option<Vec<u8>>) {
+        if self.musl {
+            let path = self.interpreter.as_deref().and_then(musl_path_file);
+            let configured = path.as_deref().and_then(read_file);
+            self.defaults = match &configured {
+                Some(list) => String::from_utf8_lossy(list).split([':', '\n']).map(str::to_owned).collect(),
+                None => ["/lib", "/usr/local/lib", "/usr/lib"].map(str::to_owned).to_vec(),
+            };
+            self.defaults.retain(|directory| directory.starts_with('/'));
+            self.found.extend(path.filter(|_| configured.is_some() && !needs_nothing));
+            return;
+        }
+        self.defaults = default_directories(self.machine);
+        let small = fs::metadata(CACHE).is_ok_and(|metadata| metadata.len() <= CACHE_MAX);
+        if let Some(bytes) = read_file(CACHE).filter(|_| small && !needs_nothing) {
+            self.cache = Cache::parse(&bytes);
+            self.found.insert(CACHE.to_owned());
+        }
+    }
+
+    fn load_interpreter(&mut self, binary: &str) -> Result<(), ResolveError> {
+        let Some(path) = self.interpreter.clone() else { return Ok(()) };
+        let object = match Object::read(&path) {
+            Ok(object) if path.starts_with('/') => object,
+            Err(Unreadable::Io(error)) => {
+                return Err(open_fault(&path, &error).detail(format!("the ELF interpreter of {binary}")));
+            }
+            _ => {
+                return Err(ResolveError::new(Step::OpenBindSource, libc::ELIBBAD, "openat2", path)
+                    .detail(format!("the ELF interpreter of {binary}")));
+            }
+        };
+        self.known.extend(object.name.clone());
+        self.found.insert(path.clone());
+        self.loaded.push(Loaded { path, object, by: None });
+        Ok(())
+    }
+
+    /// Breadth first, as the loader goes: what is nearer to the program decides which file a name means.
+    fn run(&mut self) -> Result<(), ResolveError> {
+        let mut queue: VecDeque<usize> = (0..self.loaded.len()).collect();
+        while let Some(index) = queue.pop_front() {
+            for name in self.loaded[index].object.needed.clone() {
+                if !self.known.insert(name.clone()) || (self.musl && is_built_in(&name)) {
+                    continue;
+                }
+                let paths = self.look_up(&name, index);
+                if paths.is_empty() {
+                    let by = &self.loaded[index].path;
+                    return Err(ResolveError::new(
+                        Step::OpenBindSource,
+                        libc::ENOENT,
+                        "openat2",
+                        name.clone(),
+                    )
+                    .detail(format!("a library that {by} needs is in none of the loader's directories")));
+                }
+                for (path, object) in paths {
+                    self.known.extend(object.name.clone());
+                    if self.found.insert(path.clone()) {
+                        queue.push_back(self.loaded.len());
+                        self.loaded.push(Loaded { path, object, by: Some(index) });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The file that `name` means to the object, with its variants; nothing if there is none.
+    fn look_up(&self, name: &str, index: usize) -> Vec<(String, Object)> {
+        if name.contains('/') {
+            let expanded = self.expand(name, index);
+            return expanded.iter().filter_map(|path| self.fitting(path)).take(1).collect();
+        }
+        let object = &self.loaded[index].object;
+        for (directory, of) in self.run_paths(index) {
+            for directory in self.expand(directory, of) {
+                let found = self.in_directory(&directory, name);
+                if !found.is_empty() {
+                    return found;
+                }
+            }
+        }
+        if object.no_defaults {
+            return Vec::new();
+        }
+        if let Some(paths) = self.cache.paths.get(name) {
+            let found: Vec<_> = paths.iter().filter_map(|path| self.fitting(path)).collect();
+            if !found.is_empty() {
+                return found;
+            }
+        }
+        let found = self.defaults.iter().map(|directory| self.in_directory(directory, name));
+        found.into_iter().find(|found| !found.is_empty()).unwrap_or_default()
+    }
+
+    /// Directories that the objects themselves name, each with the object that names it.
+    fn run_paths(&self, index: usize) -> Vec<(&str, usize)> {
+        let mut paths = Vec::new();
+        let own = &self.loaded[index].object;
+        let mut next = Some(index);
+        // RPATH is inherited by what an object loads, unless that has a RUNPATH; musl inherits both.
+        while let Some(at) = next.filter(|_| self.musl || own.runpath.is_none()) {
+            let Loaded { object, by, .. } = &self.loaded[at];
+            if self.musl || object.runpath.is_none() {
+                let inherited = object.runpath.as_ref().filter(|_| self.musl).unwrap_or(&object.rpath);
+                paths.extend(inherited.iter().map(|directory| (directory.as_str(), at)));
+            }
+            // The program itself is above all that was asked for by the interpreter, too.
+            next = by.or((at != 0).then_some(0));
+        }
+        if !self.musl {
+            paths.extend(own.runpath.iter().flatten().map(|directory| (directory.as_str(), index)));
+        }
+        paths
+    }
+
+    fn in_directory(&self, directory: &str, name: &str) -> Vec<(String, Object)> {
+        let directory = directory.trim_end_matches('/');
+        let plain = self.fitting(&format!("{directory}/{name}"));
+        let variants = VARIANTS.iter().filter(|_| !self.musl);
+        variants
+            .filter_map(|variant| self.fitting(&format!("{directory}/{variant}/{name}")))
+            .chain(plain)
+            .collect()
+    }
+
+    /// The object at the path, if the loader would take it.
+    fn fitting(&self, path: &str) -> Option<(String, Object)> {
+        let object = Object::read(path).ok().filter(|object| object.machine == self.machine)?;
+        Some((lexically_clean(path)?, object))
+    }
+
+    /// A directory or path with its `$` words replaced; several where a word's meaning depends on the distribution.
+    /// Relative ones would depend on the working directory of the moment.
+    fn expand(&self, path: &str, index: usize) -> Vec<String> {
+        let origin = Path::new(&self.loaded[index].path).parent().and_then(Path::to_str).unwrap_or("/");
+        let path = path.replace("${ORIGIN}", origin).replace("$ORIGIN", origin);
+        let triplet = triplet(self.machine);
+        let words = |path: String, word: &str, values: &[&str]| -> Vec<String> {
+            let (plain, braced) = (format!("${word}"), format!("${{{word}}}"));
+            if !path.contains(&plain) && !path.contains(&braced) {
+                return vec![path];
+            }
+            values.iter().map(|value| path.replace(&braced, value).replace(&plain, value)).collect()
+        };
+        let libraries = [format!("lib/{triplet}"), "lib64".to_owned(), "lib".to_owned()];
+        let libraries: Vec<_> = libraries.iter().map(String::as_str).collect();
+        let platform = triplet.split('-').next().unwrap_or_default();
+        words(path, "LIB", &libraries)
+            .into_iter()
+            .flat_map(|path| words(path, "PLATFORM", &[platform, "haswell"]))
+            .filter(|path| path.starts_with('/'))
+            .collect()
+    }
+}
+
+/// The path without empty and `.` components. One with `..` in it is resolved by the file system, since the component
+/// before may be a symlink.
+fn lexically_clean(path: &str) -> Option<String> {
+    if path.split('/').any(|name| name == "..") {
+        return fs::canonicalize(path).ok()?.into_os_string().into_string().ok();
+    }
+    crate::path::clean(path).ok()
+}
+
+fn is_musl(interpreter: &str) -> bool {
+    interpreter.rsplit('/').next().is_some_and(|name| name.starts_with("ld-musl-"))
+}
+
+/// `/etc/ld-musl-x86_64.path` of `/lib/ld-musl-x86_64.so.1`.
+fn musl_path_file(interpreter: &str) -> Option<String> {
+    let name = interpreter.rsplit('/').next()?.split(".so").next()?;
+    Some(format!("/etc/{name}.path"))
+}
+
+fn is_built_in(name: &str) -> bool {
+    name.strip_prefix("lib")
+        .is_some_and(|name| MUSL_BUILT_IN.iter().any(|built_in| name.starts_with(built_in)))
+}
+
+/// As Debian names its directories.
+fn triplet(machine: Machine) -> &'static str {
+    match (elf::Machine(machine.number), machine.wide) {
+        (elf::EM_X86_64, true) => "x86_64-linux-gnu",
+        (elf::EM_X86_64, false) => "x86_64-linux-gnux32",
+        (elf::EM_386, _) => "i386-linux-gnu",
+        (elf::EM_AARCH64, _) => "aarch64-linux-gnu",
+        (elf::EM_ARM, _) => "arm-linux-gnueabihf",
+        (elf::EM_RISCV, _) => "riscv64-linux-gnu",
+        _ => "unknown-linux-gnu",
+    }
+}
+
+/// Where glibc looks last. Which of them it does depends on the distribution; a file of the right machine in another is
+/// not found by the loader there, but does no harm here.
+fn default_directories(machine: Machine) -> Vec<String> {
+    let triplet = triplet(machine);
+    let width = if machine.wide { "64" } else { "32" };
+    let mut directories = vec![format!("/lib/{triplet}"), format!("/usr/lib/{triplet}")];
+    directories.extend([format!("/lib{width}"), format!("/usr/lib{width}")]);
+    directories.extend(["/lib".to_owned(), "/usr/lib".to_owned()]);
+    directories
+}
+
+fn open_fault(path: &str, error: &io::Error) -> ResolveError {
+    ResolveError::new(Step::OpenBindSource, error.raw_os_error().unwrap_or(libc::EIO), "openat2", path)
+}
+
+fn unreadable(binary: &str, why: Unreadable) -> ResolveError {
+    let fault = |errno| ResolveError::new(Step::OpenBindSource, errno, "openat2", binary);
+    match why {
+        Unreadable::Io(error) => open_fault(binary, &error),
+        Unreadable::NotElf => {
+            fault(libc::ENOEXEC).detail("not an ELF binary; of a script, name the interpreter")
+        }
+        Unreadable::Malformed(error) => fault(libc::ENOEXEC).detail(error.to_string()),
+    }
+}

@@ -1,0 +1,351 @@
+//! The planner: from entries, each at its path, to the ordered steps of a [`nestbox_protocol::Plan`].
+//!
+//! Pure: whatever had to be learnt from the host is already in the entries. Promises: parents come before children;
+//! everything that a step needs to exist is made by an earlier step or lies on a bind; nothing is ever made on a bind;
+//! what lies on a file system that is fresh per nest is done per nest, all else once per template; the order of steps
+//! depends on the paths alone, so that equal trees give equal plans. Called by [`crate::resolve`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nestbox_protocol::{Bind, Devpts, Directory, File, Mount, Plan, Proc, Step, Symlink, Tmpfs, mount::Kind};
+
+use crate::error::ResolveError;
+use crate::path;
+
+/// Mode of directories on the root tmpfs.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// Mode of the file that a file bind is attached to; never seen.
+const PLACEHOLDER_MODE: u32 = 0o444;
+
+/// How many symlinks are followed in one path, as in the kernel.
+const SYMLINKS_MAX: usize = 40;
+
+/// When a mount is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Once, for the template.
+    Template,
+    /// Afresh for each nest: it lies on a file system that is.
+    Nest,
+}
+
+/// A path at which a launch may bind something of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPoint {
+    /// The path as the policy names it, clean.
+    pub path: String,
+    /// The same place with no symlink on the way: where the bind is attached.
+    pub target: String,
+    /// What is bound may be written to.
+    pub writable: bool,
+    /// Programs on it may be executed.
+    pub exec: bool,
+    /// What is there to be covered: a directory or a file.
+    pub directory: bool,
+    /// Whether the place itself is part of the template or of the nest.
+    pub stage: Stage,
+}
+
+/// What is wanted at a path.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Entry {
+    Directory,
+    File { content: Vec<u8>, mode: u32 },
+    Symlink { points_to: String },
+    Bind(Bind),
+    Tmpfs(Tmpfs),
+    MountPoint { path: String, directory: bool, writable: bool, exec: bool },
+    Proc(Proc),
+    Devpts,
+}
+
+/// Who wants it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The base, or the policy's proc or dev.
+    Base,
+    /// An entry of the policy.
+    Policy,
+}
+
+/// The tree as it is wanted: at most one entry per clean path.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Layout {
+    entries: BTreeMap<String, (Entry, Origin)>,
+}
+
+/// The tree as it is made.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Steps {
+    pub(crate) template: Vec<Mount>,
+    pub(crate) nest: Vec<Mount>,
+    pub(crate) mount_points: Vec<MountPoint>,
+}
+
+/// What an entry lies on.
+#[derive(Clone, Copy)]
+struct Ground {
+    stage: Stage,
+    /// It is a tmpfs of ours: things can be made on it.
+    ours: bool,
+    /// Mode of directories that are made on the way.
+    mode: u32,
+}
+
+const ROOT: Ground = Ground { stage: Stage::Template, ours: true, mode: DIRECTORY_MODE };
+
+impl Layout {
+    /// Puts what the base brings.
+    pub(crate) fn put_base(&mut self, path: impl Into<String>, entry: Entry) {
+        self.entries.insert(path.into(), (entry, Origin::Base));
+    }
+
+    /// Puts an entry of the policy, and takes away what the base would have put there or below.
+    pub(crate) fn put(&mut self, path: String, entry: Entry) {
+        self.entries.retain(|other, &mut (_, origin)| {
+            origin == Origin::Policy || !path::is_at_or_below(other, &path)
+        });
+        self.entries.insert(path, (entry, Origin::Policy));
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Option<&Entry> {
+        self.entries.get(path).map(|(entry, _)| entry)
+    }
+
+    /// The place of `path` with the tree's own symlinks above it followed, as the kernel would follow them. Those in
+    /// binds are the host's, and unknown here.
+    pub(crate) fn place(&self, path: &str) -> String {
+        let mut place = path.to_owned();
+        for _ in 0..SYMLINKS_MAX {
+            let link = path::ancestors(&place).find_map(|ancestor| match self.get(ancestor) {
+                Some(Entry::Symlink { points_to }) => Some((ancestor.to_owned(), points_to)),
+                _ => None,
+            });
+            let Some((link, points_to)) = link else { break };
+            let rest = &place[link.len()..];
+            let parent = link.rfind('/').map_or("", |end| &link[..end]);
+            place = resolve_dots(&if points_to.starts_with('/') {
+                format!("{points_to}{rest}")
+            } else {
+                format!("{parent}/{points_to}{rest}")
+            });
+        }
+        place
+    }
+
+    /// The innermost mount that `path` lies on, if that isn't the root.
+    pub(crate) fn mount_above(&self, path: &str) -> Option<(String, &Entry)> {
+        path::ancestors(path)
+            .filter_map(|ancestor| self.get(ancestor).map(|entry| (ancestor.to_owned(), entry)))
+            .filter(|(_, entry)| matches!(entry, Entry::Bind(_) | Entry::Tmpfs(_) | Entry::MountPoint { .. }))
+            .last()
+    }
+
+    /// The steps that make the tree.
+    pub(crate) fn steps(&self) -> Result<Steps, ResolveError> {
+        let mut steps = Steps::default();
+        let mut made = BTreeSet::new();
+        for (path, (entry, _)) in &self.entries {
+            let ground = self.ground(path, &mut made, &mut steps)?;
+            self.put_steps(path, entry, ground, &mut steps)?;
+        }
+        // A proc that is mounted later would find what lies below it covered; and the nest's other steps may need it.
+        steps.nest.sort_by_key(|step| !matches!(step.kind, Some(Kind::Proc(_))));
+        Ok(steps)
+    }
+
+    /// What `path` lies on. Makes the directories that lead there.
+    fn ground<'a>(
+        &'a self,
+        inside: &'a str,
+        made: &mut BTreeSet<&'a str>,
+        steps: &mut Steps,
+    ) -> Result<Ground, ResolveError> {
+        let mut ground = ROOT;
+        for ancestor in path::ancestors(inside) {
+            match self.get(ancestor) {
+                None if ground.ours => {
+                    if made.insert(ancestor) {
+                        let kind = Kind::Directory(Directory { mode: ground.mode });
+                        steps.add(ground.stage, ancestor, kind);
+                    }
+                }
+                None | Some(Entry::Directory) => {}
+                Some(Entry::Bind(bind)) if bind.directory => ground.ours = false,
+                Some(Entry::Tmpfs(tmpfs)) => {
+                    // What the owner may do on the tmpfs, it may do in a directory that was made on the way.
+                    let mode = if tmpfs.mode & 0o200 == 0 { DIRECTORY_MODE } else { 0o1777 };
+                    ground = Ground { stage: Stage::Nest, ours: true, mode };
+                }
+                Some(entry) => {
+                    let detail = format!("it lies below {ancestor}, which is {}", entry.name());
+                    return Err(ResolveError::new(Step::CreateDirectory, libc::ENOTDIR, "mkdirat", inside)
+                        .detail(detail));
+                }
+            }
+        }
+        Ok(ground)
+    }
+
+    /// The steps of one entry.
+    fn put_steps(
+        &self,
+        inside: &str,
+        entry: &Entry,
+        ground: Ground,
+        steps: &mut Steps,
+    ) -> Result<(), ResolveError> {
+        let Ground { stage, ours, mode } = ground;
+        match entry {
+            Entry::Directory => {
+                self.must_be_ours(inside, ours, Step::CreateDirectory, "mkdirat")?;
+                steps.add(stage, inside, Kind::Directory(Directory { mode }));
+            }
+            Entry::File { content, mode } => {
+                self.must_be_ours(inside, ours, Step::WriteFile, "openat2")?;
+                steps.add(stage, inside, Kind::File(File { content: content.clone(), mode: *mode }));
+            }
+            Entry::Symlink { points_to } => {
+                self.must_be_ours(inside, ours, Step::CreateSymlink, "symlinkat")?;
+                let points_to = points_to.clone().into_bytes();
+                steps.add(stage, inside, Kind::Symlink(Symlink { points_to }));
+            }
+            Entry::Bind(bind) => {
+                steps.add_target(ground, inside, bind.directory);
+                steps.add(stage, inside, Kind::Bind(bind.clone()));
+            }
+            Entry::Tmpfs(tmpfs) => {
+                if stage == Stage::Nest && !ours {
+                    // Binds of a nest are attached when all its file systems are mounted.
+                    return Err(ResolveError::new(Step::MountTmpfs, libc::EINVAL, "mount", inside)
+                        .detail("it lies below a bind that is itself below a tmpfs"));
+                }
+                steps.add_target(ground, inside, true);
+                steps.add(Stage::Nest, inside, Kind::Tmpfs(*tmpfs));
+            }
+            Entry::MountPoint { path, directory, writable, exec } => {
+                steps.add_target(ground, inside, *directory);
+                steps.mount_points.push(MountPoint {
+                    path: path.clone(),
+                    target: inside.to_owned(),
+                    writable: *writable,
+                    exec: *exec,
+                    directory: *directory,
+                    stage,
+                });
+            }
+            Entry::Proc(proc) => {
+                steps.add_target(ground, inside, true);
+                steps.add(Stage::Nest, inside, Kind::Proc(proc.clone()));
+            }
+            Entry::Devpts => {
+                steps.add_target(ground, inside, true);
+                steps.add(Stage::Nest, inside, Kind::Devpts(Devpts {}));
+            }
+        }
+        Ok(())
+    }
+
+    fn must_be_ours(
+        &self,
+        inside: &str,
+        ours: bool,
+        step: Step,
+        syscall: &'static str,
+    ) -> Result<(), ResolveError> {
+        if ours {
+            return Ok(());
+        }
+        let bind = self.mount_above(inside).map(|(path, _)| path).unwrap_or_default();
+        Err(ResolveError::new(step, libc::EROFS, syscall, inside).detail(format!(
+            "it lies below the bind {bind}, and nothing is ever created on the host's file systems"
+        )))
+    }
+}
+
+impl Steps {
+    fn add(&mut self, stage: Stage, path: &str, kind: Kind) {
+        let steps = match stage {
+            Stage::Template => &mut self.template,
+            Stage::Nest => &mut self.nest,
+        };
+        steps.push(Mount { path: path.as_bytes().to_vec(), kind: Some(kind) });
+    }
+
+    /// What a mount is attached to: made where we can, else expected to be on the bind.
+    fn add_target(&mut self, ground: Ground, path: &str, directory: bool) {
+        if !ground.ours {
+            return;
+        }
+        let kind = if directory {
+            Kind::Directory(Directory { mode: DIRECTORY_MODE })
+        } else {
+            Kind::File(File { content: Vec::new(), mode: PLACEHOLDER_MODE })
+        };
+        self.add(ground.stage, path, kind);
+    }
+
+    /// Mount points of file systems that are fresh per nest and writable there.
+    pub(crate) fn tmpfs_paths(&self) -> Vec<String> {
+        self.nest
+            .iter()
+            .filter(|step| matches!(step.kind, Some(Kind::Tmpfs(_))))
+            .map(|step| String::from_utf8_lossy(&step.path).into_owned())
+            .collect()
+    }
+}
+
+impl Entry {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Directory => "a directory",
+            Self::File { .. } => "a file",
+            Self::Symlink { .. } => "a symlink",
+            Self::Bind(bind) if bind.directory => "a directory",
+            Self::Bind(_) => "a file of the host",
+            Self::Tmpfs(_) => "a tmpfs",
+            Self::MountPoint { .. } => "a mount point",
+            Self::Proc(_) => "the nest's own proc",
+            Self::Devpts => "the nest's own devpts",
+        }
+    }
+}
+
+/// The path without `.` and with `..` taken back, `/..` being `/`, as the kernel does where no symlinks are.
+fn resolve_dots(path: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    format!("/{}", names.join("/"))
+}
+
+/// The size in bytes that the steps take on a tmpfs.
+pub(crate) fn space(steps: &[Mount]) -> u64 {
+    const PAGE: u64 = 4096;
+    steps
+        .iter()
+        .map(|step| match &step.kind {
+            Some(Kind::File(file)) => (file.content.len() as u64).next_multiple_of(PAGE),
+            Some(Kind::Symlink(_)) => PAGE,
+            _ => 0,
+        })
+        .sum()
+}
+
+/// The plan with the identities of its sources taken out: its content alone.
+pub(crate) fn without_identities(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    for step in plan.template_mounts.iter_mut().chain(&mut plan.nest_mounts) {
+        if let Some(Kind::Bind(bind)) = &mut step.kind {
+            bind.expected_device = 0;
+            bind.expected_inode = 0;
+        }
+    }
+    plan
+}
