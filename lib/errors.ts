@@ -4,7 +4,7 @@
 // about it where that is known. `code` is always `ERR_NESTBOX_*`, or `ABORT_ERR`. `instanceof` compares brands, so it also
 // holds between two copies of the package and between realms.
 
-import type { NativeFailure } from '#binding'
+import type { NativeFailure, NativeIssue } from '#binding'
 import type { Result } from './launch/types.ts'
 
 /** One thing that is wrong with an input. */
@@ -232,6 +232,10 @@ const subjectOf = (code: string, exec: boolean): string => {
 }
 
 const sentence = (text: string): string => (/[.!?]$/.test(text) ? text : `${text}.`)
+
+/** The core's issues: it gives all keys as text, and indices are numbers. */
+export const fromNativeIssues = (issues: readonly NativeIssue[]): Issue[] =>
+  issues.map(({ path, message }) => ({ path: path.map((key) => (/^\d+$/.test(key) ? Number(key) : key)), message }))
 
 /** The message of an error about an input: one line for one issue, a list for several. */
 export const describeIssues = (what: string, issues: readonly Issue[]): string => {

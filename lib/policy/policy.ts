@@ -8,7 +8,7 @@ import type { NativePolicy } from '#binding'
 import type * as z from 'zod'
 
 import { native } from '../binding.ts'
-import { describeIssues, fromFailure, type Issue, PolicyError } from '../errors.ts'
+import { describeIssues, fromFailure, fromNativeIssues, type Issue, PolicyError } from '../errors.ts'
 import { check, type Invalid } from '../validate.ts'
 import {
   BaseSchema,
@@ -144,7 +144,7 @@ const checked = <S extends z.ZodType>(what: string, schema: S, input: unknown): 
 
 /** What no single path shows: which go together, and what nothing could enforce. */
 const conflicts = (json: PolicyJSON): Issue[] => {
-  const issues: Issue[] = native().checkPolicy(JSON.stringify(json))
+  const issues = fromNativeIssues(native().checkPolicy(JSON.stringify(json)))
   if (json.syscalls === 'unfiltered' && json.unixSockets === 'none') {
     const message = '"none" is enforced by the syscall filter, and "unfiltered" is none: say "allow"'
     issues.push({ path: ['unixSockets'], message })

@@ -104,8 +104,12 @@ class Tree implements MountTree {
   }
 
   #add(what: string, added: MountTreeEntry): MountTree {
-    const issues = native().checkMountTree([...this.#entries, added].map(toNative))
-    if (issues.length > 0) throw new RequestError(describeIssues(what, issues), issues)
+    const found = native().checkMountTree([...this.#entries, added].map(toNative))
+    if (found.length > 0) {
+      // All that was there before was right, so whatever is wrong is wrong with this one.
+      const issues = found.map(({ message }) => ({ path: ['inside'], message }))
+      throw new RequestError(describeIssues(what, issues), issues)
+    }
     const at = this.#entries.findIndex((entry) => entry.inside === added.inside)
     const known = this.#entries[at]
     // The core has found them to be the same file: what either allows is allowed, at the place of the first.
