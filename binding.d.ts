@@ -57,11 +57,11 @@ export interface NativeEnded {
   initPid: number
   ending: 'exited' | 'signaled'
   status: number
-  limit?: 'wallTime' | 'cpuTime' | 'fileSize' | 'output'
+  limit?: 'wallTime' | 'cpuTime' | 'fileSize' | 'output' | undefined
   killedByHost: boolean
   diskFull: boolean
-  stdout?: Buffer
-  stderr?: Buffer
+  stdout?: Buffer | undefined
+  stderr?: Buffer | undefined
   stdoutBytes: number
   stderrBytes: number
   userCpuUs: number
@@ -88,9 +88,9 @@ export interface NativeEnded {
 export interface NativeEvent {
   kind: 'server-ready' | 'server-lost' | 'prepared' | 'placed' | 'started' | 'ended' | 'failed' | 'lost'
   token: number
-  pid?: number
-  failure?: NativeFailure
-  ended?: NativeEnded
+  pid?: number | undefined
+  failure?: NativeFailure | undefined
+  ended?: NativeEnded | undefined
 }
 
 /** The record of something that failed. */

@@ -1,9 +1,9 @@
-//! Events and results as JavaScript values.
+//! What JavaScript is told, as types: events, results, failures.
 
 use napi::bindgen_prelude::{Buffer, ToNapiValue, TypeName};
 use napi::{Result, ValueType, sys};
 use napi_derive::napi;
-use nestbox_client::{Ended, Ending, Event, Failure, NAMESPACES, Output};
+use nestbox_client::{Failure, Output};
 
 /// Output smaller than this is copied into a JavaScript buffer, which is cheaper than one with a finalizer; larger output is
 /// handed over as it is.
@@ -11,7 +11,7 @@ const COPY_BELOW: usize = 32 * 1024;
 
 /// Bytes on their way to a `Buffer`.
 #[derive(Debug)]
-pub struct Bytes(Vec<u8>);
+pub struct Bytes(pub(crate) Vec<u8>);
 
 impl TypeName for Bytes {
     fn type_name() -> &'static str {
@@ -101,21 +101,23 @@ impl From<Output> for NativeOutput {
 }
 
 /// The result of a launch whose program ran.
-#[napi(object, object_from_js = false)]
+// Made by `crate::result`; this names its type.
+#[napi(object, object_from_js = false, object_to_js = false)]
+#[allow(dead_code, reason = "a type of JavaScript")]
 #[derive(Debug)]
 pub struct NativeEnded {
     pub pid: i32,
     pub init_pid: i32,
     #[napi(ts_type = "'exited' | 'signaled'")]
-    pub ending: &'static str,
+    pub ending: String,
     pub status: i32,
-    #[napi(ts_type = "'wallTime' | 'cpuTime' | 'fileSize' | 'output'")]
-    pub limit: Option<&'static str>,
+    #[napi(ts_type = "'wallTime' | 'cpuTime' | 'fileSize' | 'output' | undefined")]
+    pub limit: Option<String>,
     pub killed_by_host: bool,
     pub disk_full: bool,
-    #[napi(ts_type = "Buffer")]
+    #[napi(ts_type = "Buffer | undefined")]
     pub stdout: Option<Bytes>,
-    #[napi(ts_type = "Buffer")]
+    #[napi(ts_type = "Buffer | undefined")]
     pub stderr: Option<Bytes>,
     pub stdout_bytes: f64,
     pub stderr_bytes: f64,
@@ -133,84 +135,27 @@ pub struct NativeEnded {
     pub mark_ns: Vec<f64>,
     pub outputs: Vec<NativeOutput>,
     pub skipped: Vec<String>,
-    pub namespaces: Vec<&'static str>,
-    pub network: &'static str,
+    pub namespaces: Vec<String>,
+    pub network: String,
     pub no_new_privs: bool,
-    pub filter: &'static str,
-}
-
-impl From<Ended> for NativeEnded {
-    fn from(ended: Ended) -> Self {
-        let (ending, status) = match ended.ending {
-            Ending::Exited(code) => ("exited", code),
-            Ending::Signaled(signal) => ("signaled", signal),
-        };
-        let own = |(flag, name): &(i32, &'static str)| {
-            (ended.isolation.namespaces & *flag as u64 != 0).then_some(*name)
-        };
-        Self {
-            pid: ended.pid,
-            init_pid: ended.init_pid,
-            ending,
-            status,
-            limit: ended.limit.map(nestbox_client::Limit::name),
-            killed_by_host: ended.killed_by_host,
-            disk_full: ended.disk_full,
-            stdout: ended.stdout.map(Bytes),
-            stderr: ended.stderr.map(Bytes),
-            stdout_bytes: ended.stdout_bytes as f64,
-            stderr_bytes: ended.stderr_bytes as f64,
-            user_cpu_us: ended.usage.user_cpu_us as f64,
-            system_cpu_us: ended.usage.system_cpu_us as f64,
-            max_rss_kib: ended.usage.max_rss_kib as f64,
-            minor_faults: ended.usage.minor_faults as f64,
-            major_faults: ended.usage.major_faults as f64,
-            voluntary_switches: ended.usage.voluntary_switches as f64,
-            involuntary_switches: ended.usage.involuntary_switches as f64,
-            submitted_ns: ended.submitted_ns as f64,
-            exec_ns: ended.exec_ns as f64,
-            ended_ns: ended.ended_ns as f64,
-            mark_steps: ended.marks.iter().map(|(step, _)| step.name()).collect(),
-            mark_ns: ended.marks.iter().map(|(_, time)| *time as f64).collect(),
-            outputs: ended.outputs.into_iter().map(NativeOutput::from).collect(),
-            skipped: ended.skipped,
-            namespaces: NAMESPACES.iter().filter_map(own).collect(),
-            network: ended.isolation.network,
-            no_new_privs: ended.isolation.no_new_privs,
-            filter: ended.isolation.filter,
-        }
-    }
+    pub filter: String,
 }
 
 /// What happened.
-#[napi(object, object_from_js = false)]
+// Made by `crate::result`; this names its type.
+#[napi(object, object_from_js = false, object_to_js = false)]
+#[allow(dead_code, reason = "a type of JavaScript")]
 #[derive(Debug)]
 pub struct NativeEvent {
     #[napi(
         ts_type = "'server-ready' | 'server-lost' | 'prepared' | 'placed' | 'started' | 'ended' | 'failed' | 'lost'"
     )]
-    pub kind: &'static str,
+    pub kind: String,
     pub token: f64,
+    #[napi(ts_type = "number | undefined")]
     pub pid: Option<i32>,
+    #[napi(ts_type = "NativeFailure | undefined")]
     pub failure: Option<NativeFailure>,
+    #[napi(ts_type = "NativeEnded | undefined")]
     pub ended: Option<NativeEnded>,
-}
-
-impl From<Event> for NativeEvent {
-    fn from(event: Event) -> Self {
-        let plain =
-            |kind, token: u64| Self { kind, token: token as f64, pid: None, failure: None, ended: None };
-        match event {
-            Event::ServerReady { pid } => Self { pid: Some(pid), ..plain("server-ready", 0) },
-            Event::ServerLost(failure) => Self { failure: Some(failure.into()), ..plain("server-lost", 0) },
-            Event::Prepared { token } => plain("prepared", token),
-            Event::Placed { token, pid } => Self { pid: Some(pid), ..plain("placed", token) },
-            Event::Started { token, pid } => Self { pid: Some(pid), ..plain("started", token) },
-            Event::Ended { token, ended } => Self { ended: Some((*ended).into()), ..plain("ended", token) },
-            Event::Failed { token, failure } => {
-                Self { failure: Some(failure.into()), ..plain("failed", token) }
-            }
-            Event::Lost { token, failure } => Self { failure: Some(failure.into()), ..plain("lost", token) },
-        }
-    }
 }

@@ -20,5 +20,6 @@ mod fork;
 mod loop_poll;
 mod policy;
 mod request;
+mod result;
 mod server;
 mod uv;

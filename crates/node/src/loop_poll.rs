@@ -11,7 +11,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::rc::Rc;
 
-use napi::bindgen_prelude::ToNapiValue;
 use napi::{Env, Error, Result, Status, sys};
 
 use crate::uv::{self, READABLE, Uv, UvPoll};
@@ -19,10 +18,13 @@ use crate::uv::{self, READABLE, Uv, UvPoll};
 /// What is polled.
 pub(crate) trait Pollable {
     /// What is handed to JavaScript.
-    type Events: ToNapiValue;
+    type Events;
 
     /// The fd is readable: what happened, or `None` if nothing that JavaScript is told of.
     fn ready(&self) -> Option<Self::Events>;
+
+    /// The events as a value, in an open handle scope.
+    fn to_value(&self, env: sys::napi_env, events: Self::Events) -> Result<sys::napi_value>;
 
     /// After the events were handed over, and after each request: whether somebody waits for more.
     fn interest(&self) -> Interest;
@@ -166,10 +168,7 @@ impl<T: Pollable + 'static> LoopPoll<T> {
     }
 
     fn deliver_in_scope(&self, events: T::Events) {
-        // SAFETY: an open handle scope of this environment.
-        let Ok(argument) = (unsafe { T::Events::to_napi_value(self.env, events) }) else {
-            return self.rethrow();
-        };
+        let Ok(argument) = self.owner.to_value(self.env, events) else { return self.rethrow() };
         let (mut callback, mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
         // SAFETY: a reference of this environment, not deleted while not closing.
         let found =

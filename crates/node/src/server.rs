@@ -1,19 +1,20 @@
 //! The fork server as a JavaScript class.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
+use std::ptr;
 use std::rc::Rc;
 
 use napi::bindgen_prelude::{Function, JsValue};
-use napi::{Env, Error, Result, Status};
+use napi::{Env, Error, Result, Status, check_status, sys};
 use napi_derive::napi;
-use nestbox_client::{Client, Options};
+use nestbox_client::{Client, Event, Options};
 
-use crate::event::NativeEvent;
 use crate::fork::NativeForkRequest;
 use crate::loop_poll::{Interest, LoopPoll, Pollable};
 use crate::policy::NativePolicy;
 use crate::request::{NativeLaunch, NativeLaunched};
+use crate::result::ResultMaker;
 
 /// The fork server that `build.rs` embedded.
 static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/forkserver"));
@@ -44,17 +45,32 @@ pub struct NativeServerStats {
 /// A client that libuv polls.
 struct Polled {
     client: RefCell<Client>,
-    closed: std::cell::Cell<bool>,
+    results: ResultMaker,
+    closed: Cell<bool>,
 }
 
 impl Pollable for Polled {
-    type Events = Vec<NativeEvent>;
+    type Events = Vec<Event>;
 
-    fn ready(&self) -> Option<Vec<NativeEvent>> {
+    fn ready(&self) -> Option<Vec<Event>> {
         let mut events = Vec::new();
         // Given back before JavaScript runs, which may make requests.
         self.client.borrow_mut().dispatch(&mut events);
-        (!events.is_empty()).then(|| events.into_iter().map(NativeEvent::from).collect())
+        (!events.is_empty()).then_some(events)
+    }
+
+    fn to_value(&self, env: sys::napi_env, events: Vec<Event>) -> Result<sys::napi_value> {
+        let mut array = ptr::null_mut();
+        // SAFETY: the environment's thread, in an open handle scope.
+        let status = unsafe { sys::napi_create_array_with_length(env, events.len(), &raw mut array) };
+        check_status!(status, "no array")?;
+        for (index, event) in events.into_iter().enumerate() {
+            let value = self.results.event(event)?;
+            // SAFETY: as above.
+            let status = unsafe { sys::napi_set_element(env, array, index as u32, value) };
+            check_status!(status, "an event could not be added")?;
+        }
+        Ok(array)
     }
 
     fn interest(&self) -> Interest {
@@ -67,6 +83,7 @@ impl Pollable for Polled {
 
     fn teardown(&self) {
         self.client.borrow_mut().destroy();
+        self.results.close();
     }
 }
 
@@ -99,7 +116,11 @@ impl Server {
         let client = Client::start(&options)
             .map_err(|failure| Error::new(Status::GenericFailure, failure.to_string()))?;
         let fd = client.poll_fd();
-        let owner = Polled { client: RefCell::new(client), closed: std::cell::Cell::new(false) };
+        let owner = Polled {
+            client: RefCell::new(client),
+            results: ResultMaker::new(env)?,
+            closed: Cell::new(false),
+        };
         Ok(Self { poll: LoopPoll::start(env, fd, on_events.raw(), owner)? })
     }
 

@@ -1,0 +1,58 @@
+// Makes events. A result is made from numbers that the addon writes into `numbers`, in the order in which they are read
+// here (see result.rs); what is absent comes as null. One call with four arguments instead of one Node-API call for each
+// property, and all results have one hidden class.
+'use strict'
+;(numbers, { steps, namespaces, networks, filters, limits }) => {
+  const plain = (kind, pid, failure) => ({
+    kind,
+    token: numbers[0],
+    pid: pid ?? undefined,
+    failure: failure ?? undefined,
+    ended: undefined,
+  })
+
+  const ended = (stdout, stderr, outputs, skipped) => {
+    const own = []
+    for (let index = 0; index < namespaces.length; index++) if (numbers[3] & (1 << index)) own.push(namespaces[index])
+    const count = numbers[24]
+    const markSteps = []
+    const markNs = []
+    for (let index = 25; index < 25 + 2 * count; index += 2) {
+      markSteps.push(steps[numbers[index]])
+      markNs.push(numbers[index + 1])
+    }
+    const result = {
+      pid: numbers[1],
+      initPid: numbers[2],
+      ending: numbers[4] === 0 ? 'exited' : 'signaled',
+      status: numbers[5],
+      limit: limits[numbers[6]] ?? undefined,
+      killedByHost: numbers[7] !== 0,
+      diskFull: numbers[8] !== 0,
+      stdout: stdout ?? undefined,
+      stderr: stderr ?? undefined,
+      stdoutBytes: numbers[9],
+      stderrBytes: numbers[10],
+      userCpuUs: numbers[11],
+      systemCpuUs: numbers[12],
+      maxRssKib: numbers[13],
+      minorFaults: numbers[14],
+      majorFaults: numbers[15],
+      voluntarySwitches: numbers[16],
+      involuntarySwitches: numbers[17],
+      submittedNs: numbers[18],
+      execNs: numbers[19],
+      endedNs: numbers[20],
+      markSteps,
+      markNs,
+      outputs: outputs ?? [],
+      skipped: skipped ?? [],
+      namespaces: own,
+      network: networks[numbers[21]],
+      noNewPrivs: numbers[22] !== 0,
+      filter: filters[numbers[23]],
+    }
+    return { kind: 'ended', token: numbers[0], pid: undefined, failure: undefined, ended: result }
+  }
+  return { plain, ended }
+}
