@@ -123,6 +123,8 @@ export class ForkServerError extends NestboxError {
   declare readonly step?: string
   declare readonly errno?: number
   declare readonly errnoName?: string
+  declare readonly syscall?: string
+  declare readonly path?: string
   declare readonly hint?: string
 
   constructor(message: string, options?: ErrorOptions & { code?: string; failure?: SpawnFailure | undefined }) {
@@ -132,6 +134,8 @@ export class ForkServerError extends NestboxError {
     this.step = failure.step
     this.errno = failure.errno
     this.errnoName = failure.errnoName
+    this.syscall = failure.syscall
+    if (failure.path !== undefined) this.path = failure.path
     if (failure.hint !== undefined) this.hint = failure.hint
   }
 }

@@ -10,7 +10,7 @@ export interface ForkServerOptions {
    * Only for a host that is root: the unprivileged ids that sandboxees run as, outside. With a `count` each running nest
    * gets ids of its own, from `uid` and `gid` upwards. Ignored for other hosts, whose sandboxees run as the caller.
    *
-   * @defaultValue `{ uid: 65534, gid: 65534 }`
+   * @defaultValue `{ uid: 65533, gid: 65533 }`
    */
   hostIds?: { uid: number; gid: number; count?: number | undefined } | undefined
   /**

@@ -71,7 +71,8 @@ const ANSI = /\u001B\[[0-9;]*m/g
 
 const countAva = (suite, { status, text }) => {
   const plain = text.replaceAll(ANSI, '')
-  const passed = sum(plain, /^\s*(\d+) tests? passed\b/gm)
+  // Its summary names those that passed only if all did.
+  const passed = [...plain.matchAll(/^\s*✔ /gm)].length
   const failed = sum(
     plain,
     /^\s*(\d+) (?:tests? failed|hooks? failed|uncaught exceptions?|unhandled rejections?|test files? (?:failed|did not|could not).*)/gm,

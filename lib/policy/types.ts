@@ -248,7 +248,10 @@ export interface PolicyBuilder {
   bind(source: string, path?: string, options?: BindOptions): PolicyBuilder
   /** Declares a path that a launch's `binds` may fill. No other path may be. */
   mountPoint(path: string, options?: MountPointOptions): PolicyBuilder
-  /** Mounts a fresh, private, writable file system in memory, made for each launch. Nothing on it can be executed. */
+  /**
+   * Mounts a fresh, private, writable file system in memory, made for each launch. What is compiled there can be executed
+   * there.
+   */
   tmpfs(path: string, options?: TmpfsOptions): PolicyBuilder
   /** Makes a read-only file from memory. */
   file(path: string, content: string | Uint8Array, options?: FileOptions): PolicyBuilder
