@@ -377,12 +377,13 @@ impl Launch {
     }
 }
 
-/// A launch whose init was killed from outside, or that was cancelled before it began: it ended by SIGKILL.
-pub(crate) fn killed_message(by_host: bool, outputs: usize) -> protocol::Ended {
+/// A launch whose init was killed from outside, or that was cancelled before it began: it was killed by the host, if not
+/// necessarily by this process of it.
+pub(crate) fn killed_message(outputs: usize) -> protocol::Ended {
     protocol::Ended {
         ending: protocol::Ending::Signaled.into(),
         status: libc::SIGKILL,
-        killed_by_host: by_host,
+        killed_by_host: true,
         ended_ns: nestbox_sys::process::monotonic_ns(),
         output_errnos: vec![libc::ENOENT; outputs],
         ..protocol::Ended::default()

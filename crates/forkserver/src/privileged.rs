@@ -36,7 +36,9 @@ pub(crate) fn start() -> Result<(), Fault<'static>> {
     if unsafe { process::fork_with(0) }.at(step, "clone3", b"privileged helper")?.is_none() {
         drop(asking);
         // SAFETY: numbers only; the serving end takes the control socket's place, which the helper must not hold.
-        unsafe { libc::dup3(serving.into_raw_fd(), boot::CONTROL_FD, libc::O_CLOEXEC) };
+        if unsafe { libc::dup3(serving.into_raw_fd(), boot::CONTROL_FD, libc::O_CLOEXEC) } < 0 {
+            crate::exit(1);
+        }
         let _ = process::close_range(boot::CONTROL_FD as u32 + 1, u32::MAX, 0);
         // SAFETY: the fd was just put there.
         serve(&unsafe { OwnedFd::from_raw_fd(boot::CONTROL_FD) }, parent)
@@ -44,7 +46,7 @@ pub(crate) fn start() -> Result<(), Fault<'static>> {
     let asking = asking.into_raw_fd();
     if asking != HELPER_FD {
         // SAFETY: numbers only.
-        unsafe { libc::dup3(asking, HELPER_FD, libc::O_CLOEXEC) };
+        Errno::result(unsafe { libc::dup3(asking, HELPER_FD, libc::O_CLOEXEC) }).at(step, "dup3", b"")?;
         // SAFETY: ours since into_raw_fd.
         unsafe { libc::close(asking) };
     }

@@ -190,7 +190,10 @@ impl Client {
 
     fn on_control(&mut self, mut incoming: Incoming<'_>) {
         if let Some(failure) = incoming.lost(Step::StartForkserver) {
-            self.dying = Some(self.process.failure().cloned().unwrap_or(failure));
+            // What it said about its own end, before it started or after, is better than that it ended.
+            if self.dying.is_none() {
+                self.dying = Some(self.process.failure().cloned().unwrap_or(failure));
+            }
             // Not read again before it is buried.
             self.control = None;
             return;
@@ -406,7 +409,8 @@ impl Client {
         }
         let Some(launch) = self.launches.get(&token) else { return };
         if launch.started {
-            let message = killed_message(launch.killed, launch.outputs.len());
+            // Init is out of the program's reach: somebody on the host killed it, and with it the nest.
+            let message = killed_message(launch.outputs.len());
             self.ended(token, message, Vec::new());
         } else {
             let failure =

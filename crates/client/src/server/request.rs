@@ -258,7 +258,7 @@ impl Client {
                 }
                 // Nothing of it exists yet.
                 launch.killed = true;
-                let message = killed_message(true, launch.outputs.len());
+                let message = killed_message(launch.outputs.len());
                 self.ended(token, message, Vec::new());
                 return true;
             }
@@ -267,7 +267,7 @@ impl Client {
         launch.killed |= signal == libc::SIGKILL;
         if !send_signal(launch, signal) && signal == libc::SIGKILL {
             // Its end of file kills as well, but nobody is left to report.
-            let message = killed_message(true, launch.outputs.len());
+            let message = killed_message(launch.outputs.len());
             self.ended(token, message, Vec::new());
         }
         true
