@@ -1,7 +1,7 @@
 // The report of a run as Markdown, made from its samples alone.
 
 import type { QuietRecord, Run, SampleRecord, StepsRecord, ThroughputRecord } from './samples.ts'
-import { IN_ALL, IN_JAVASCRIPT } from './scenarios.ts'
+import { IN_ALL } from './scenarios.ts'
 import { median, quantile } from './stats.ts'
 import {
   longestBlocks,
@@ -152,7 +152,7 @@ const throughputTable = (run: Run): string => {
 const stepsTable = (record: StepsRecord): string => {
   const total = median(record.steps.find(({ step }) => step === IN_ALL)?.us ?? [])
   const rows = record.steps.map(({ step, us }) => [
-    step === IN_ALL || step === IN_JAVASCRIPT ? step : `\`${step}\``,
+    /^[\w-]+$/.test(step) ? `\`${step}\`` : step,
     micros(quantile(us, 0.5)),
     micros(quantile(us, 0.9)),
     percent(median(us) / total),

@@ -207,12 +207,8 @@ const familyOf = (pid: number): number[] => {
 const kibibytes = (text: string, field: string): number =>
   Number(new RegExp(String.raw`^${field}:\s+(\d+) kB$`, 'm').exec(text)?.[1] ?? Number.NaN)
 
-/** What a process is: its name as it gave it, or what it runs. */
-const nameOf = (pid: number): string => {
-  const comm = readFileSync(`/proc/${pid}/comm`, 'utf8').trim()
-  const title = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim()
-  return title === '' ? comm : title
-}
+/** What a process calls itself. */
+const nameOf = (pid: number): string => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()
 
 const memory: Scenario = {
   name: 'memory',
@@ -282,22 +278,40 @@ const throughput: Scenario = {
 /** The steps of launches as the core reports them, and before and after them what JavaScript and the way to it take. */
 const toSteps = (context: Context, mode: string, samples: readonly StepSample[]): StepsRecord => {
   const { scenario } = context
-  const columns = new Map<string, number[]>()
-  const put = (step: string, ms: number): void => {
-    const column = columns.get(step) ?? []
-    column.push(ms * 1000)
+  /** Not every launch has every step; each is put where it begins on the average. */
+  const columns = new Map<string, { us: number[]; begins: number }>()
+  const put = (step: string, begin: number, us: number): void => {
+    const column = columns.get(step) ?? { us: [], begins: 0 }
+    column.us.push(us)
+    column.begins += begin
     columns.set(step, column)
   }
   for (const { totalMs, timings } of samples) {
-    for (const { step, ms } of timings.steps) put(step, ms)
-    put(IN_JAVASCRIPT, totalMs - timings.setupMs - timings.execMs)
-    put(IN_ALL, totalMs)
+    // Some are made more than once in one launch: a tmpfs for each directory.
+    const spent = new Map<string, { begin: number; ms: number }>()
+    let begin = 0
+    for (const { step, ms } of timings.steps) {
+      const known = spent.get(step)
+      spent.set(step, { begin: known?.begin ?? begin, ms: (known?.ms ?? 0) + ms })
+      begin += ms
+    }
+    for (const [step, { begin: at, ms }] of spent) put(step, at, ms * 1000)
+    put(PROGRAM, timings.setupMs, timings.execMs * 1000)
+    put(IN_JAVASCRIPT, Infinity, (totalMs - timings.setupMs - timings.execMs) * 1000)
+    put(IN_ALL, Infinity, totalMs * 1000)
   }
-  return { type: 'steps', scenario, mode, steps: [...columns].map(([step, us]) => ({ step, us: rounded(us) })) }
+  const ordered = [...columns].toSorted(([, a], [, b]) => {
+    const [left, right] = [a.begins / a.us.length, b.begins / b.us.length]
+    return left === right ? 0 : left - right
+  })
+  return { type: 'steps', scenario, mode, steps: ordered.map(([step, { us }]) => ({ step, us: rounded(us) })) }
 }
 
+/** From exec until all of the nest is dead. */
+const PROGRAM = 'the program, to its end'
 /** Checking the request before it is sent, waking up for the answer, making the result. */
-export const IN_JAVASCRIPT = 'JavaScript'
+const IN_JAVASCRIPT = 'the host, before and after'
+/** From the call until the result is known. */
 export const IN_ALL = 'in all'
 
 const steps: Scenario = {
