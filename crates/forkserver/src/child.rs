@@ -10,7 +10,7 @@ use std::ffi::{CStr, c_int, c_void};
 use std::os::fd::RawFd;
 
 use nestbox_protocol::Step;
-use nestbox_sys::process::{CLOSE_RANGE_CLOEXEC, close_range, install_filter, prctl, unshare};
+use nestbox_sys::process::{close_range, install_filter, prctl, unshare};
 use nestbox_sys::{Errno, process};
 
 use crate::capabilities;
@@ -89,10 +89,12 @@ fn create_session() -> Result<(), Fault<'static>> {
 
 /// Gives the sandboxee exactly its own fds. 0-2 are the null device unless mapped. Comes after the id maps, whose proc fd
 /// may sit where a target belongs.
+///
+/// Everything else is closed here and not by the exec: until then this process's `/proc/self/fd` can be named by the
+/// caller's paths, and a working directory or a program below one of ours (the template's proc, a namespace, a bind
+/// source) would be a way out.
 fn map_fds(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
     let step = Step::MapFds;
-    // Everything of ours already is close-on-exec; this holds even if one day something is not.
-    close_range(3, u32::MAX, CLOSE_RANGE_CLOEXEC).at(step, "close_range", b"")?;
     let copy = |from: RawFd, to: RawFd, flags: c_int| {
         // SAFETY: numbers only.
         unsafe { nestbox_sys::syscall!(libc::SYS_dup3, from, to, flags) }.at(step, "dup3", b"fd")
@@ -109,7 +111,15 @@ fn map_fds(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
     for (&(from, to), index) in all() {
         copy(launch.staging.map_or(from, |staging| staging + index), to, 0)?;
     }
-    Ok(())
+    let mut first = 3;
+    for &fd in &launch.kept {
+        let fd = fd as u32;
+        if fd > first {
+            close_range(first, fd - 1, 0).at(step, "close_range", b"")?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, u32::MAX, 0).at(step, "close_range", b"")
 }
 
 /// Under a root host: leave the host's root for the unprivileged outer id, in U0. The host's supplementary groups are

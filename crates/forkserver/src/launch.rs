@@ -76,6 +76,8 @@ pub(crate) struct Prepared<'a> {
     /// Set if an fd as received sits where the sandboxee gets one: first free number above all of them, where they are
     /// moved first, in order, the program's fd last.
     pub(crate) staging: Option<RawFd>,
+    /// From 3 up, in order: the numbers that stay open until exec. Everything else is closed before.
+    pub(crate) kept: Vec<RawFd>,
     pub(crate) ids: Ids,
     /// (RLIMIT_*, value).
     pub(crate) rlimits: Vec<(u32, u64)>,
@@ -152,6 +154,7 @@ impl<'a> Prepared<'a> {
             argv,
             envp,
             _strings: strings,
+            kept: kept(&mapped, exec),
             staging: staging(&mapped, exec),
             cwd: string(if request.cwd.is_empty() { b"/" } else { &request.cwd })?,
             fds: mapped,
@@ -188,6 +191,16 @@ fn staging(mapped: &[(RawFd, RawFd)], exec: Option<RawFd>) -> Option<RawFd> {
     let above = mapped.iter().map(|&(_, to)| to + 1).max()?;
     let sources = || mapped.iter().map(|&(from, _)| from).chain(exec);
     sources().any(|from| from < above).then(|| sources().fold(above, |base, from| base.max(from + 1)))
+}
+
+/// What the launch child leaves open: the sandboxee's fds, and the program's where [`staging`] puts it.
+fn kept(mapped: &[(RawFd, RawFd)], exec: Option<RawFd>) -> Vec<RawFd> {
+    let moved = staging(mapped, exec).map(|base| base + mapped.len() as RawFd);
+    let mut kept: Vec<RawFd> = mapped.iter().map(|&(_, to)| to).filter(|&to| to > 2).collect();
+    kept.extend(exec.map(|exec| moved.unwrap_or(exec)));
+    kept.sort_unstable();
+    kept.dedup();
+    kept
 }
 
 fn string(bytes: &[u8]) -> Result<CString, Fault<'_>> {
