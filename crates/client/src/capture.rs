@@ -1,8 +1,8 @@
 //! Captured output: what a program writes to its standard output and error, kept in memory up to a limit.
 //!
 //! Promises: all that is written is counted, kept or not; at most `limit` bytes of both streams together are kept; reads
-//! never block. [`Capture::drain`] takes what is there now: after the end of a nest nobody is left to write, so that is
-//! all, even if a descriptor of the pipe lives on elsewhere. Called by the client whenever a pipe is readable, and once
+//! never block. [`Capture::finish_stream`] takes what is there now: after the end of a nest nobody is left to write, so
+//! that is all, even if a descriptor of the pipe lives on elsewhere and somebody goes on writing to it. Called by the client whenever a pipe is readable, and once
 //! more when the launch has ended.
 
 use std::collections::VecDeque;
@@ -135,38 +135,44 @@ impl Capture {
         self.limit.is_some_and(|limit| self.streams.iter().map(|kept| kept.total).sum::<u64>() > limit)
     }
 
-    /// Reads what is there. `scratch` is at least [`READ_SIZE`] long. With `all`, until there is nothing left; without,
-    /// one pipe's worth, so that one busy program does not keep the others waiting.
-    pub(crate) fn drain(&mut self, stream: Stream, scratch: &mut [u8], all: bool) -> Drained {
-        loop {
-            let kept = &mut self.streams[stream as usize];
-            let Some(pipe) = &kept.pipe else { return Drained::ToTheEnd };
-            match nix::unistd::read(pipe, scratch) {
-                // Whatever else than data or "not now" it is, no more will come.
-                Ok(0) => return Drained::ToTheEnd,
-                Ok(count) => {
-                    if count >= NARROW_PIPE {
-                        kept.full_reads = kept.full_reads.saturating_add(1);
-                        if kept.full_reads == 2 {
-                            // EPERM past `pipe-user-pages-soft`: it stays as it is.
-                            let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(WIDE_PIPE));
-                        }
-                    }
-                    self.keep(stream, &scratch[..count]);
-                    if !all {
-                        return Drained::ForNow;
-                    }
-                    // A program that survives its nest is impossible, but an endless pipe must not hang the host: past
-                    // the limit nothing is kept, so nothing is lost by stopping.
-                    if self.must_kill() {
-                        return Drained::ForNow;
-                    }
-                }
+    /// Takes one read's worth of what is there, so that one busy program does not keep the others waiting. `scratch` is
+    /// at least [`READ_SIZE`] long.
+    pub(crate) fn drain(&mut self, stream: Stream, scratch: &mut [u8]) -> Drained {
+        match self.read(stream, scratch) {
+            // Whatever else than data or "not now" it is, no more will come.
+            Ok(0) => Drained::ToTheEnd,
+            Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => Drained::ForNow,
+            Err(_) => Drained::ToTheEnd,
+        }
+    }
+
+    /// Takes all that is there at this moment.
+    pub(crate) fn finish_stream(&mut self, stream: Stream, scratch: &mut [u8]) {
+        let mut left = self.pipe(stream).map_or(0, waiting_bytes);
+        while left > 0 {
+            match self.read(stream, scratch) {
+                Ok(0) => return,
+                Ok(count) => left = left.saturating_sub(count),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EAGAIN) => return Drained::ForNow,
-                Err(_) => return Drained::ToTheEnd,
+                Err(_) => return,
             }
         }
+    }
+
+    /// One read; `Ok(0)` at the end.
+    fn read(&mut self, stream: Stream, scratch: &mut [u8]) -> Result<usize, Errno> {
+        let kept = &mut self.streams[stream as usize];
+        let Some(pipe) = &kept.pipe else { return Ok(0) };
+        let count = nix::unistd::read(pipe, scratch)?;
+        if count >= NARROW_PIPE {
+            kept.full_reads = kept.full_reads.saturating_add(1);
+            if kept.full_reads == 2 {
+                // EPERM past `pipe-user-pages-soft`: it stays as it is.
+                let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(WIDE_PIPE));
+            }
+        }
+        self.keep(stream, &scratch[..count]);
+        Ok(count)
     }
 
     fn keep(&mut self, stream: Stream, data: &[u8]) {
@@ -209,6 +215,14 @@ impl Capture {
             stderr: stderr.take(),
         }
     }
+}
+
+/// How many bytes are in a pipe.
+fn waiting_bytes(pipe: BorrowedFd<'_>) -> usize {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int.
+    let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD as _, &raw mut count) };
+    if result == 0 { count as usize } else { 0 }
 }
 
 /// Standard input that is written from memory.
@@ -333,9 +347,10 @@ mod tests {
         capture.attach(Stream::Stdout, read);
         nix::unistd::write(&write, b"hello").expect("write");
         let mut scratch = vec![0; READ_SIZE];
-        assert_eq!(capture.drain(Stream::Stdout, &mut scratch, true), Drained::ForNow);
+        capture.finish_stream(Stream::Stdout, &mut scratch);
+        assert_eq!(capture.drain(Stream::Stdout, &mut scratch), Drained::ForNow);
         drop(write);
-        assert_eq!(capture.drain(Stream::Stdout, &mut scratch, true), Drained::ToTheEnd);
+        assert_eq!(capture.drain(Stream::Stdout, &mut scratch), Drained::ToTheEnd);
         let result = capture.finish();
         assert_eq!(result.stdout.as_deref(), Some(&b"hello"[..]));
         assert_eq!(result.stderr, None, "it was not captured");

@@ -145,7 +145,11 @@ pub(crate) fn hint(failure: &Failure, facts: impl FnOnce() -> Facts) -> Option<S
         (Step::OpenBindSource, Errno::ENOENT) => {
             format!("{path} is not there on the host: correct the source, or make the bind optional")
         }
-        (Step::OpenBindSource | Step::AttachBind | Step::AttachLaunchBind, Errno::ENOTDIR | Errno::EISDIR) => {
+        // move_mount(2) says EINVAL where mount(2) says ENOTDIR.
+        (
+            Step::OpenBindSource | Step::AttachBind | Step::AttachLaunchBind,
+            Errno::ENOTDIR | Errno::EISDIR | Errno::EINVAL,
+        ) => {
             format!("{path} is a file where a directory is expected, or the other way round")
         }
         (Step::OpenBindSource, Errno::EACCES) => {

@@ -9,9 +9,14 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use nestbox_protocol::{CheckNetwork, CreateNetwork, NetworkReply, NetworkRequest, network_request};
+use nestbox_sys::process;
+
 use crate::channel::{Channel, PassedFd};
 use crate::failure::Failure;
-use nestbox_protocol::{CheckNetwork, CreateNetwork, NetworkReply, NetworkRequest, network_request};
+
+/// How long the pool does without a keeper that broke.
+const PATIENCE_NS: u64 = 1_000_000_000;
 
 /// The keeper's process.
 pub(crate) enum Keeper {
@@ -21,8 +26,8 @@ pub(crate) enum Keeper {
     Starting(Channel),
     /// Serves.
     Running(Channel),
-    /// It died or could not be made: launches make their own namespaces.
-    Broken(Failure),
+    /// It died or could not be made, at this time (`CLOCK_MONOTONIC`): launches make their own namespaces.
+    Broken { since_ns: u64 },
 }
 
 /// What the keeper was asked.
@@ -169,30 +174,34 @@ impl Networks {
         }
     }
 
-    /// The keeper is gone. Returns its channel, to be closed, and whether somebody waits for the shared namespace. The
+    /// The keeper is gone. Returns whether somebody waits for the shared namespace. The
     /// namespaces that are ready stay good: only nobody can tell any more whether a used one is clean.
-    pub(crate) fn lose_keeper(&mut self, failure: Failure) -> (Option<Channel>, bool) {
+    pub(crate) fn lose_keeper(&mut self) -> bool {
         self.asked.clear();
-        let channel = match std::mem::replace(&mut self.keeper, Keeper::Broken(failure)) {
-            Keeper::Starting(channel) | Keeper::Running(channel) => Some(channel),
-            Keeper::None | Keeper::Broken(_) => None,
-        };
+        self.keeper = Keeper::Broken { since_ns: process::monotonic_ns() };
         let waited = matches!(self.shared, Shared::Making);
         if waited {
             self.shared = Shared::None;
         }
-        (channel, waited)
+        waited
+    }
+
+    /// A keeper that broke may be started again: at once for who needs it, after a while for the pool, so that a keeper
+    /// that can't be had doesn't cost every launch an attempt.
+    pub(crate) fn forgive_keeper(&mut self, needed: bool) {
+        if let Keeper::Broken { since_ns } = self.keeper
+            && (needed || process::monotonic_ns() - since_ns > PATIENCE_NS)
+        {
+            self.keeper = Keeper::None;
+        }
     }
 
     /// Forgets everything: the namespaces belong to initial namespaces that are gone.
-    pub(crate) fn clear(&mut self) -> Option<Channel> {
+    pub(crate) fn clear(&mut self) {
         self.ready.clear();
         self.asked.clear();
         self.shared = Shared::None;
-        match std::mem::replace(&mut self.keeper, Keeper::None) {
-            Keeper::Starting(channel) | Keeper::Running(channel) => Some(channel),
-            Keeper::None | Keeper::Broken(_) => None,
-        }
+        self.keeper = Keeper::None;
     }
 }
 

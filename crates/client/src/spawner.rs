@@ -334,6 +334,16 @@ mod tests {
     }
 
     #[test]
+    fn a_temporary_file_runs_too() {
+        let image = Image::Embedded(std::fs::read("/bin/cat").expect("cat").leak());
+        let executable = image.open_as_file().expect("embedded").expect("written");
+        let (_ours, theirs) = socket::seqpacket_pair().expect("pair");
+        let running = execute(&executable, &theirs, &mut vec![0; STACK]).expect("runs");
+        let _ = process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
+        waitid(Id::PIDFd(running.pidfd.as_fd()), WaitPidFlag::WEXITED).expect("reaped");
+    }
+
+    #[test]
     fn a_failed_exec_is_told_through_the_socket() {
         let (ours, theirs) = socket::seqpacket_pair().expect("pair");
         let server = start(Image::Path("/etc/passwd".into()), theirs);

@@ -251,8 +251,7 @@ impl Client {
     }
 
     pub(super) fn lose_keeper(&mut self, failure: &Failure) {
-        let (_, shared) = self.networks.lose_keeper(failure.clone());
-        if shared {
+        if self.networks.lose_keeper() {
             self.fail_shared(failure);
         }
         for token in self.preparing(|what| matches!(what, Preparation::Keeper)) {
@@ -295,6 +294,7 @@ impl Client {
             NetworkNeed::None => Ok(true),
             NetworkNeed::Own => {
                 if self.networks.want() {
+                    self.networks.forgive_keeper(false);
                     // Without a keeper the launch makes its own: slower, and no less isolated.
                     if let Err(failure) = self.need_keeper() {
                         self.lose_keeper(&failure);
@@ -303,12 +303,12 @@ impl Client {
                 Ok(true)
             }
             NetworkNeed::Shared => {
-                match (&self.networks.shared, &self.networks.keeper) {
-                    (Shared::Ready(_), _) => return Ok(true),
-                    (_, Keeper::Broken(failure)) => return Err(failure.clone()),
-                    (Shared::Making, _) => {}
-                    (Shared::None, _) => {
+                match self.networks.shared {
+                    Shared::Ready(_) => return Ok(true),
+                    Shared::Making => {}
+                    Shared::None => {
                         self.networks.shared = Shared::Making;
+                        self.networks.forgive_keeper(true);
                         self.tend_networks(None);
                     }
                 }

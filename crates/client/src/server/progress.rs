@@ -221,7 +221,7 @@ impl Client {
         // Nobody is left to write: what is in the pipes now is all.
         if let Some(capture) = &mut launch.capture {
             for stream in [Stream::Stdout, Stream::Stderr] {
-                capture.drain(stream, &mut self.scratch, true);
+                capture.finish_stream(stream, &mut self.scratch);
             }
             launch.overflowed |= capture.must_kill() && !launch.killed;
         }

@@ -25,6 +25,9 @@ use crate::templates;
 use super::progress::send_signal;
 use super::{Client, Initial, Preparation, State, gone, malformed, spawn_failure};
 
+/// How many packets of one socket are read before it is the others' turn: what is left is reported again.
+const PACKETS: usize = 64;
+
 impl Client {
     /// Handles what is ready and appends what happened to `events`. Does not wait.
     pub fn dispatch(&mut self, events: &mut Vec<Event>) {
@@ -153,7 +156,7 @@ impl Client {
     fn keeper(&self) -> Option<&Channel> {
         match &self.networks.keeper {
             Keeper::Starting(channel) | Keeper::Running(channel) => Some(channel),
-            Keeper::None | Keeper::Broken(_) => None,
+            Keeper::None | Keeper::Broken { .. } => None,
         }
     }
 
@@ -166,7 +169,8 @@ impl Client {
         on_packet: impl Fn(&mut Self, Incoming<'_>),
     ) {
         let mut buffer = std::mem::take(&mut self.buffer);
-        while let Some(open) = channel(self).filter(|channel| channel.key() == key) {
+        for _ in 0..PACKETS {
+            let Some(open) = channel(self).filter(|channel| channel.key() == key) else { break };
             let mut fds = Vec::new();
             let incoming = match open.receive(&mut buffer, &mut fds) {
                 Ok(None) => break,
@@ -332,7 +336,8 @@ impl Client {
     /// Reads what a launch reports.
     fn read_launch(&mut self, token: u64) {
         let mut buffer = std::mem::take(&mut self.buffer);
-        while let Some(launch) = self.launches.get(&token) {
+        for _ in 0..PACKETS {
+            let Some(launch) = self.launches.get(&token) else { break };
             let mut fds = Vec::new();
             let incoming =
                 match packet::receive(launch.socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT) {
@@ -378,6 +383,13 @@ impl Client {
         let sender = incoming.credentials.map_or(0, |who: Credentials| who.pid);
         let (event, fds) = incoming.read::<LaunchEvent>(launch.outputs.len())?;
         match event.kind {
+            // Zygotes are programs of users: nobody is told anything twice.
+            Some(launch_event::Kind::Placed(_)) if launch.init_pid != 0 || launch.started => {
+                return Err(malformed(step, "placed twice"));
+            }
+            Some(launch_event::Kind::Started(_)) if launch.started => {
+                return Err(malformed(step, "started twice"));
+            }
             Some(launch_event::Kind::Placed(_)) => {
                 launch.init_pid = sender;
                 self.push(Event::Placed { token, pid: sender });
@@ -444,7 +456,7 @@ impl Client {
     fn read_output(&mut self, token: u64, stream: Stream) {
         let Some(launch) = self.launches.get_mut(&token) else { return };
         let Some(capture) = &mut launch.capture else { return };
-        if capture.drain(stream, &mut self.scratch, false) == Drained::ToTheEnd {
+        if capture.drain(stream, &mut self.scratch) == Drained::ToTheEnd {
             capture.close(stream);
         }
         if capture.must_kill() && !launch.overflowed {

@@ -230,14 +230,11 @@ impl Client {
 
     /// Ends with `Prepared` when the network keeper serves.
     pub(crate) fn prepare_keeper(&mut self, token: u64) -> Result<(), Failure> {
-        match &self.networks.keeper {
-            Keeper::Broken(failure) => return Err(failure.clone()),
-            Keeper::Running(_) => {
-                self.preparations.insert(token, Preparation::Keeper);
-                self.prepared(token);
-                return Ok(());
-            }
-            Keeper::None | Keeper::Starting(_) => {}
+        self.networks.forgive_keeper(true);
+        if let Keeper::Running(_) = &self.networks.keeper {
+            self.preparations.insert(token, Preparation::Keeper);
+            self.prepared(token);
+            return Ok(());
         }
         if self.need_initial()? {
             self.need_keeper()?;

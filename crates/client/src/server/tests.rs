@@ -43,6 +43,9 @@ struct Script {
     /// Launches are not answered but kept.
     hold: AtomicUsize,
     held: Mutex<Vec<OwnedFd>>,
+    /// So many mounters and keepers die at their first request.
+    mounters_die: AtomicUsize,
+    keepers_die: AtomicUsize,
     /// Before the template's answer.
     delay: Mutex<Duration>,
     /// Roles of the fds of the last launch.
@@ -100,6 +103,9 @@ impl Script {
         self.initials.fetch_add(1, Ordering::SeqCst);
         say(socket, &Ready { kind: Some(ready::Kind::Initialized(Initialized {})) }, &[file(), file()]);
         while let Some((OpenBind { id, .. }, _)) = hear(socket) {
+            if count_down(&self.mounters_die) {
+                return;
+            }
             say(socket, &BindOpened { id, failure: None, id_mapped: true }, &[file()]);
         }
     }
@@ -107,6 +113,9 @@ impl Script {
     fn keeper(&self, socket: &OwnedFd) {
         say(socket, &Ready { kind: Some(ready::Kind::Initialized(Initialized {})) }, &[]);
         while let Some((request, _)) = hear::<NetworkRequest>(socket) {
+            if count_down(&self.keepers_die) {
+                return;
+            }
             match request.kind {
                 Some(network_request::Kind::Create(create)) => {
                     say(socket, &NetworkReply { id: create.id, clean: true, failure: None }, &[file()]);
@@ -520,6 +529,37 @@ fn binds_are_opened_for_each_launch() {
     let mut undeclared = request(Some(&policy));
     undeclared.binds = vec![BindRequest { path: "/nowhere".into(), source: "/usr".into() }];
     assert_eq!(play.client.launch(undeclared).expect_err("no mount point").code, Code::Request);
+}
+
+#[test]
+fn after_a_mounter_died_the_next_launch_works() {
+    let _alone = alone();
+    let script = Script { mounters_die: AtomicUsize::new(1), ..Script::default() };
+    let mut play = Play::start(script, &Options::default());
+    let mounts = r#"[{"type": "tmpfs", "path": "/tmp", "size": null, "inodes": null, "mode": 511},
+        {"type": "bind", "source": "/usr", "path": "/tmp/usr", "writable": false, "exec": true, "optional": false}]"#;
+    let policy = handle(&[("mounts", mounts)]);
+    let first = play.run(&policy);
+    play.until_idle();
+    assert!(matches!(play.end_of(first), Event::Failed { .. }), "{:?}", play.events);
+    let second = play.run(&policy);
+    play.until_idle();
+    assert!(matches!(play.end_of(second), Event::Ended { .. }), "{:?}", play.events);
+    assert_eq!(play.script.initials.load(Ordering::SeqCst), 2, "nothing more is built in the old namespaces");
+}
+
+#[test]
+fn after_a_keeper_died_the_next_launch_works() {
+    let _alone = alone();
+    let script = Script { keepers_die: AtomicUsize::new(1), ..Script::default() };
+    let mut play = Play::start(script, &Options::default());
+    let policy = handle(&[("network", "\"shared-loopback\"")]);
+    let first = play.run(&policy);
+    play.until_idle();
+    assert!(matches!(play.end_of(first), Event::Failed { .. }), "{:?}", play.events);
+    let second = play.run(&policy);
+    play.until_idle();
+    assert!(matches!(play.end_of(second), Event::Ended { .. }), "{:?}", play.events);
 }
 
 #[test]
