@@ -258,3 +258,221 @@ fn check_limits(policy: &Policy, issues: &mut Vec<Issue>) {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::document::tests::{empty, host_system};
+    use crate::document::{Limits, User};
+    use proptest::prelude::*;
+
+    pub(crate) fn bind(source: &str, path: &str) -> MountEntry {
+        MountEntry::Bind {
+            source: source.to_owned(),
+            path: path.to_owned(),
+            writable: false,
+            exec: true,
+            optional: false,
+        }
+    }
+
+    pub(crate) fn tmpfs(path: &str) -> MountEntry {
+        MountEntry::Tmpfs { path: path.to_owned(), size: None, inodes: None, mode: 0o1777 }
+    }
+
+    pub(crate) fn file(path: &str) -> MountEntry {
+        MountEntry::File {
+            path: path.to_owned(),
+            content: "content".to_owned(),
+            encoding: Encoding::Utf8,
+            mode: 0o644,
+        }
+    }
+
+    pub(crate) fn symlink(path: &str) -> MountEntry {
+        MountEntry::Symlink { path: path.to_owned(), points_to: "to".to_owned() }
+    }
+
+    pub(crate) fn mount_point(path: &str) -> MountEntry {
+        MountEntry::MountPoint { path: path.to_owned(), writable: false, exec: true }
+    }
+
+    fn libraries_for(binary: &str) -> MountEntry {
+        MountEntry::LibrariesFor { binary: binary.to_owned() }
+    }
+
+    fn paths(policy: &Policy) -> Vec<String> {
+        check(policy).into_iter().map(|issue| issue.path.join(".")).collect()
+    }
+
+    fn with(base: Policy, mounts: &[MountEntry]) -> Policy {
+        Policy { mounts: mounts.to_vec(), ..base }
+    }
+
+    #[test]
+    fn accepts_ordinary_policies() {
+        assert_eq!(check(&empty()), []);
+        assert_eq!(check(&host_system()), []);
+        let mounts = [
+            bind("/opt/data", "/data"),
+            bind("/opt/data/more", "/data/more"),
+            tmpfs("/data/scratch"),
+            file("/data/scratch/a/b"),
+            symlink("/link"),
+            mount_point("/work"),
+            mount_point("/tmp/input"),
+            bind("/usr/bin/true", "/usr/bin/false"),
+            bind("/x", "/tmp/x"),
+            file("/etc/passwd"),
+            tmpfs("/dev/shm"),
+            tmpfs("/tmp"),
+            libraries_for("/usr/bin/env"),
+        ];
+        assert_eq!(check(&with(host_system(), &mounts)), []);
+    }
+
+    #[test]
+    fn names_what_is_no_path() {
+        for path in ["", "relative", "./a", "/a/../b", "/..", "/a\0b", "/", "//", "/./"] {
+            for entry in [bind("/a", path), tmpfs(path), file(path), symlink(path), mount_point(path)] {
+                assert_eq!(paths(&with(empty(), &[tmpfs("/fine"), entry])), ["mounts.1.path"], "{path:?}");
+            }
+        }
+        for path in ["", "relative", "/a/../b", "/a\0b", "/proc", "/proc/self/root", "//proc/1/./fd"] {
+            assert_eq!(paths(&with(empty(), &[bind(path, "/a")])), ["mounts.0.source"], "{path:?}");
+            assert_eq!(paths(&with(empty(), &[libraries_for(path)])), ["mounts.0.binary"], "{path:?}");
+        }
+        assert_eq!(check(&with(empty(), &[bind("/processes", "/a")])), []);
+    }
+
+    #[test]
+    fn names_conflicts() {
+        let cases: &[(&[MountEntry], &[&str])] = &[
+            (&[file("/a"), tmpfs("/a/b")], &["mounts.1.path"]),
+            (&[tmpfs("/a/b"), file("/a")], &["mounts.0.path"]),
+            (&[file("/a/"), bind("/x", "/a//b")], &["mounts.1.path"]),
+            (&[symlink("/a"), bind("/x", "/a/b/c")], &["mounts.1.path"]),
+            (&[mount_point("/a"), bind("/x", "/a/b")], &["mounts.1.path"]),
+            (&[bind("/x", "/a"), file("/a/b")], &["mounts.1.path"]),
+            (&[bind("/x", "/a"), symlink("/a/b")], &["mounts.1.path"]),
+            (&[bind("/x", "/a"), tmpfs("/a/b"), file("/a/b/c")], &[]),
+            (&[bind("/x", "/a"), mount_point("/a/b")], &[]),
+            (&[tmpfs("/a"), bind("/x", "/a/b"), tmpfs("/a/b/c")], &["mounts.2.path"]),
+            (&[tmpfs("/a"), bind("/x", "/a/b"), bind("/y", "/a/b/c")], &[]),
+            (&[tmpfs("/a"), tmpfs("/a/b")], &[]),
+            // The last one for a path counts, and no other.
+            (&[file("/a"), tmpfs("/a"), file("/a/b")], &[]),
+        ];
+        for (mounts, expected) in cases {
+            assert_eq!(paths(&with(empty(), mounts)), *expected, "{mounts:?}");
+        }
+    }
+
+    #[test]
+    fn names_what_the_base_takes() {
+        for path in ["/usr/new", "/bin/new", "/lib64/a/b"] {
+            assert_eq!(paths(&with(host_system(), &[file(path)])), ["mounts.0.path"], "{path}");
+            assert_eq!(paths(&with(empty(), &[file(path)])), [""; 0], "{path}");
+        }
+        assert_eq!(paths(&with(host_system(), &[tmpfs("/usr"), file("/usr/new")])), [""; 0]);
+    }
+
+    #[test]
+    fn names_what_proc_and_dev_take() {
+        let own = Policy { proc: Proc::Fresh, dev: Dev::Minimal, ..empty() };
+        for path in ["/proc", "/proc/self", "/dev", "/dev/null", "/dev/fd/0", "/dev/pts/1", "/dev/ptmx"] {
+            assert_eq!(paths(&with(own.clone(), &[bind("/x", path)])), ["mounts.0.path"], "{path}");
+            assert_eq!(paths(&with(empty(), &[bind("/x", path)])), [""; 0], "{path}");
+        }
+        for path in ["/dev/shm", "/dev/log", "/process", "/device"] {
+            assert_eq!(paths(&with(own.clone(), &[bind("/x", path)])), [""; 0], "{path}");
+        }
+    }
+
+    #[test]
+    fn names_hostnames_ids_and_environments() {
+        for name in ["", "a\0b", "a b", "a/b", "ä", "-a", ".a", &"a".repeat(65)] {
+            assert_eq!(paths(&Policy { hostname: name.to_owned(), ..empty() }), ["hostname"], "{name:?}");
+        }
+        for name in ["a", "a-1.b_c", &"a".repeat(64)] {
+            assert_eq!(paths(&Policy { hostname: name.to_owned(), ..empty() }), [""; 0], "{name:?}");
+        }
+        assert_eq!(paths(&Policy { user: User { uid: u32::MAX, gid: 0 }, ..empty() }), ["user.uid"]);
+        assert_eq!(paths(&Policy { user: User { uid: 0, gid: 0 }, ..empty() }), [""; 0]);
+        for (name, value) in [("", ""), ("A=B", ""), ("A\0", ""), ("A", "\0")] {
+            let env = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+            assert_eq!(paths(&Policy { env, ..empty() }), [format!("env.{name}")]);
+        }
+    }
+
+    #[test]
+    fn names_values_that_nothing_can_take() {
+        let entry = MountEntry::Tmpfs { path: "/a".into(), size: Some(0), inodes: Some(0), mode: 0o10000 };
+        assert_eq!(paths(&with(empty(), &[entry])), ["mounts.0.size", "mounts.0.inodes", "mounts.0.mode"]);
+        let entry = MountEntry::File {
+            path: "/a".into(),
+            content: "no base64".into(),
+            encoding: Encoding::Base64,
+            mode: u32::MAX,
+        };
+        assert_eq!(paths(&with(empty(), &[entry])), ["mounts.0.mode", "mounts.0.content"]);
+        let limits =
+            Limits { wall_time: Some(0), open_files: Some(2), disk: Some(u64::MAX), ..Limits::default() };
+        let named = paths(&Policy { limits, ..empty() });
+        assert_eq!(named, ["limits.wallTime", "limits.disk", "limits.openFiles"]);
+        let unfiltered = Policy { syscalls: Syscalls::Unfiltered, ..empty() };
+        assert_eq!(paths(&unfiltered), ["unixSockets"]);
+        assert_eq!(paths(&Policy { unix_sockets: UnixSockets::Allow, ..unfiltered }), [""; 0]);
+    }
+
+    /// Any JSON at all, with the keys that policies have more often than others.
+    fn json() -> impl Strategy<Value = serde_json::Value> {
+        let text =
+            prop_oneof!["[/a-c.\0=]{0,8}", "bind|tmpfs|file|symlink|empty|none|utf8|default", ".{0,8}"];
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<u64>().prop_map(Into::into),
+            any::<f64>().prop_map(Into::into),
+            text.prop_map(Into::into),
+        ];
+        leaf.prop_recursive(3, 24, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Into::into),
+                prop::collection::btree_map("type|path|source|mode|.{0,4}", inner, 0..6)
+                    .prop_map(|map| serde_json::Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_json_is_checked_or_refused(
+            key in "mounts|hostname|user|env|limits|base|require|version",
+            value in json(),
+        ) {
+            let mut policy = serde_json::to_value(empty()).expect("is JSON");
+            policy[key] = value;
+            if let Ok(policy) = Policy::parse(&policy.to_string()) {
+                let _ = check(&policy);
+            }
+        }
+
+        #[test]
+        fn any_entries_are_checked(
+            entries in prop::collection::vec((0..6_u8, "[/a-b.\0]{0,6}", "[/a-b.\0]{0,6}"), 0..12),
+            system in any::<bool>(),
+        ) {
+            let mounts = entries.iter().map(|(kind, path, other)| match kind {
+                0 => bind(other, path),
+                1 => tmpfs(path),
+                2 => file(path),
+                3 => MountEntry::Symlink { path: path.clone(), points_to: other.clone() },
+                4 => mount_point(path),
+                _ => libraries_for(other),
+            });
+            let base = if system { host_system() } else { empty() };
+            let _ = check(&Policy { mounts: mounts.collect(), ..base });
+        }
+    }
+}

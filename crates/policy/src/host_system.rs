@@ -100,8 +100,10 @@ pub(crate) fn put(policy: &Policy, layout: &mut Layout, sources: &mut Sources) -
         }
     }
     put_made_up(policy, layout);
-    if policy.network == Network::Host {
-        put_copy("/etc/resolv.conf", layout, sources);
+    if policy.network == Network::Host
+        && let Some(entry) = copy_entry("/etc/resolv.conf", sources)
+    {
+        layout.put_base("/etc/resolv.conf", entry);
     }
     layout.put_base("/run", Entry::Directory);
     layout.put_base("/var", Entry::Directory);
@@ -154,8 +156,9 @@ fn put_configuration(path: &str, layout: &mut Layout, sources: &mut Sources) -> 
         } else {
             layout.put_base(path, bind_entry(path, false, true, sources)?);
         }
-    } else if metadata.is_file() && is_public(&metadata) && !put_copy(path, layout, sources) {
-        layout.put_base(path, bind_entry(path, false, true, sources)?);
+    } else if metadata.is_file() && is_public(&metadata) {
+        let entry = copy_entry(path, sources).map_or_else(|| bind_entry(path, false, true, sources), Ok)?;
+        layout.put_base(path, entry);
     }
     Ok(())
 }
@@ -173,15 +176,12 @@ fn is_public(metadata: &fs::Metadata) -> bool {
     metadata.mode() & 0o004 != 0
 }
 
-/// Puts a copy of a small, public, regular file; says whether it did.
-pub(crate) fn put_copy(path: &str, layout: &mut Layout, sources: &mut Sources) -> bool {
+/// A copy of a small, public, regular file.
+pub(crate) fn copy_entry(path: &str, sources: &mut Sources) -> Option<Entry> {
     let mut copy = Copy::default();
-    let copied = copy.file(path).is_some();
-    for (path, entry) in copy.entries {
-        layout.put_base(path, entry);
-    }
+    copy.file(path)?;
     sources.copied.append(&mut copy.sources);
-    copied
+    copy.entries.pop().map(|(_, entry)| entry)
 }
 
 /// A copy in the making. Its steps give `None` where something speaks against a copy.

@@ -7,8 +7,9 @@
 //! What a program opens by dlopen(3) is not known here. Called by [`crate::resolve`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nestbox_protocol::Step;
@@ -88,10 +89,12 @@ impl From<object::read::Error> for Unreadable {
 
 impl Object {
     fn read(path: &str) -> Result<Self, Unreadable> {
-        let file = File::open(path).map_err(Unreadable::Io)?;
-        if !file.metadata().map_err(Unreadable::Io)?.is_file() {
+        // Before it is opened: opening a device may do something. Without blocking: it may have become a pipe since.
+        if !fs::metadata(path).map_err(Unreadable::Io)?.is_file() {
             return Err(Unreadable::NotElf);
         }
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(Unreadable::Io)?;
         // Reads what is asked for; a library may be hundreds of megabytes.
         Self::parse(&ReadCache::new(file))
     }
@@ -505,5 +508,190 @@ fn unreadable(binary: &str, why: Unreadable) -> ResolveError {
             fault(libc::ENOEXEC).detail("not an ELF binary; of a script, name the interpreter")
         }
         Unreadable::Malformed(error) => fault(libc::ENOEXEC).detail(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    /// What compiles here, if anything does.
+    fn compile(directory: &Path, output: &str, source: &str, arguments: &[&str]) -> bool {
+        let name = format!("{output}.c");
+        fs::write(directory.join(&name), source).expect("writes");
+        let compiler =
+            Command::new("cc").current_dir(directory).args([&name, "-o", output]).args(arguments).status();
+        compiler.is_ok_and(|status| status.success())
+    }
+
+    fn file_names(paths: &[String]) -> Vec<&str> {
+        paths.iter().filter_map(|path| path.rsplit('/').next()).collect()
+    }
+
+    /// The loader's own opinion: what this very process has mapped.
+    #[test]
+    fn finds_what_this_process_has_mapped() {
+        let found = of(Path::new("/proc/self/exe")).expect("finds");
+        let real: BTreeSet<PathBuf> = found.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
+        let maps = fs::read_to_string("/proc/self/maps").expect("reads");
+        let mapped: BTreeSet<_> = maps
+            .lines()
+            .filter_map(|line| line.split_whitespace().nth(5))
+            .filter(|path| path.contains(".so"))
+            .collect();
+        assert!(!mapped.is_empty());
+        for path in mapped {
+            assert!(real.contains(Path::new(path)), "{path} is mapped; found {found:?}");
+        }
+    }
+
+    #[test]
+    fn finds_nothing_for_a_static_binary() {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        for kind in ["-static", "-static-pie"] {
+            if compile(directory.path(), "program", "int main(void) { return 0; }", &[kind]) {
+                assert_eq!(of(&directory.path().join("program")), Ok(Vec::new()), "{kind}");
+            }
+        }
+    }
+
+    /// $ORIGIN is where a library was found; RPATH is inherited, RUNPATH is not.
+    #[test]
+    fn follows_run_paths() {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let root = directory.path();
+        fs::create_dir_all(root.join("lib/deep")).expect("makes directories");
+        let deep = compile(root, "lib/deep/libdeep.so", "int deep(void) { return 1; }", &["-shared"]);
+        if !deep {
+            return;
+        }
+        let middle = "int deep(void); int middle(void) { return deep(); }";
+        let link = |extra: &[&str]| {
+            let arguments = [&["-shared", "-Llib/deep", "-ldeep"], extra].concat();
+            assert!(compile(root, "lib/libmiddle.so", middle, &arguments));
+        };
+        let main = "int middle(void); int main(void) { return middle(); }";
+        let program = |tags: &str, path: &str| {
+            let path = format!("-Wl,{tags},-rpath,{path}");
+            let arguments = ["-Llib", "-lmiddle", &path, "-Wl,--allow-shlib-undefined"];
+            assert!(compile(root, "program", main, &arguments));
+            of(&root.join("program"))
+        };
+        link(&["-Wl,--enable-new-dtags,-rpath,$ORIGIN/deep"]);
+        let found = program("--enable-new-dtags", "${ORIGIN}/lib").expect("finds");
+        assert!(file_names(&found).contains(&"libmiddle.so"), "{found:?}");
+        assert!(file_names(&found).contains(&"libdeep.so"), "{found:?}");
+        link(&[]);
+        let found = program("--disable-new-dtags", "$ORIGIN/lib:$ORIGIN/lib/deep").expect("finds");
+        assert!(file_names(&found).contains(&"libdeep.so"), "{found:?}");
+        let error =
+            program("--enable-new-dtags", "$ORIGIN/lib:$ORIGIN/lib/deep").expect_err("is not inherited");
+        assert_eq!((error.errno, error.path.as_str()), (libc::ENOENT, "libdeep.so"));
+        assert!(error.detail.contains("libmiddle.so"), "{error}");
+    }
+
+    #[test]
+    fn says_what_is_no_binary() {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let script = directory.path().join("script");
+        fs::write(&script, "#!/bin/sh\n").expect("writes");
+        assert_eq!(of(&script).expect_err("refuses").errno, libc::ENOEXEC);
+        assert_eq!(of(directory.path()).expect_err("refuses").errno, libc::ENOEXEC);
+        assert_eq!(of(Path::new("/no/such/binary")).expect_err("refuses").errno, libc::ENOENT);
+        // Truncations of a real one.
+        let whole = fs::read("/proc/self/exe").expect("reads");
+        for length in [4, 16, 63, 64, 100, 1000, whole.len() / 2] {
+            fs::write(&script, &whole[..length]).expect("writes");
+            let _ = of(&script);
+        }
+    }
+
+    fn word(value: usize) -> [u8; 4] {
+        (value as u32).to_ne_bytes()
+    }
+
+    /// A cache in the new format, its strings counted from its start.
+    fn new_cache(entries: &[(&str, &str)]) -> Vec<u8> {
+        let strings_at = 48 + 24 * entries.len();
+        let (mut table, mut strings) = (Vec::new(), Vec::new());
+        for (name, path) in entries {
+            table.extend(word(0x303));
+            for text in [name, path] {
+                table.extend(word(strings_at + strings.len()));
+                strings.extend(text.bytes().chain([0]));
+            }
+            table.extend([0; 12]);
+        }
+        let mut cache = Cache::NEW_MAGIC.to_vec();
+        cache.extend(word(entries.len()));
+        cache.extend(word(strings.len()));
+        cache.extend([0; 20]);
+        [cache, table, strings].concat()
+    }
+
+    fn old_cache(entries: &[(&str, &str)]) -> Vec<u8> {
+        let (mut table, mut strings) = (Vec::new(), Vec::new());
+        for (name, path) in entries {
+            table.extend(word(3));
+            for text in [name, path] {
+                table.extend(word(strings.len()));
+                strings.extend(text.bytes().chain([0]));
+            }
+        }
+        let mut cache = Cache::OLD_MAGIC.to_vec();
+        cache.extend(word(entries.len()));
+        [cache, table, strings].concat()
+    }
+
+    #[test]
+    fn reads_caches() {
+        let entries = [("liba.so", "/lib/liba.so"), ("liba.so", "/lib32/liba.so"), ("libb.so", "/b")];
+        for cache in [Cache::parse(&new_cache(&entries)), Cache::parse(&old_cache(&entries))] {
+            assert_eq!(cache.paths["liba.so"], ["/lib/liba.so", "/lib32/liba.so"]);
+            assert_eq!(cache.paths["libb.so"], ["/b"]);
+        }
+        // Both in one file: the new one counts.
+        let mut both = old_cache(&[]);
+        both.resize(both.len().next_multiple_of(8), 0);
+        both.extend(new_cache(&entries));
+        assert_eq!(Cache::parse(&both), Cache::parse(&new_cache(&entries)));
+        assert_eq!(Cache::parse(b"nothing of the kind"), Cache::default());
+    }
+
+    #[test]
+    fn reads_broken_caches() {
+        for whole in [new_cache(&[("liba.so", "/liba.so")]), old_cache(&[("liba.so", "/liba.so")])] {
+            for length in 0..whole.len() {
+                let _ = Cache::parse(&whole[..length]);
+            }
+            for at in 0..whole.len() {
+                let mut broken = whole.clone();
+                broken[at] = 0xff;
+                let _ = Cache::parse(&broken);
+            }
+        }
+    }
+
+    #[test]
+    fn reads_this_hosts_cache() {
+        if let Ok(bytes) = fs::read(CACHE) {
+            let cache = Cache::parse(&bytes);
+            assert!(cache.paths.contains_key("libc.so.6"));
+        }
+    }
+
+    #[test]
+    fn knows_musl() {
+        assert!(is_musl("/lib/ld-musl-x86_64.so.1"));
+        assert!(!is_musl("/lib64/ld-linux-x86-64.so.2"));
+        assert_eq!(musl_path_file("/lib/ld-musl-x86_64.so.1").as_deref(), Some("/etc/ld-musl-x86_64.path"));
+        assert!(is_built_in("libc.musl-x86_64.so.1"));
+        assert!(is_built_in("libpthread.so.0"));
+        assert!(!is_built_in("libz.so.1"));
+        assert!(is_loader_configuration("/etc/ld-musl-x86_64.path"));
+        assert!(is_loader_configuration(CACHE));
+        assert!(!is_loader_configuration("/lib/libc.so.6"));
     }
 }

@@ -349,3 +349,270 @@ pub(crate) fn without_identities(plan: &Plan) -> Plan {
     }
     plan
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bind(directory: bool) -> Entry {
+        Entry::Bind(Bind { source: b"/source".to_vec(), directory, ..Bind::default() })
+    }
+
+    fn tmpfs() -> Entry {
+        Entry::Tmpfs(Tmpfs { mode: 0o1777, ..Tmpfs::default() })
+    }
+
+    fn file() -> Entry {
+        Entry::File { content: b"content".to_vec(), mode: 0o644 }
+    }
+
+    fn symlink(points_to: &str) -> Entry {
+        Entry::Symlink { points_to: points_to.to_owned() }
+    }
+
+    fn mount_point(directory: bool) -> Entry {
+        Entry::MountPoint { path: "/named".to_owned(), directory, writable: true, exec: false }
+    }
+
+    fn layout(entries: &[(&str, Entry)]) -> Layout {
+        let mut layout = Layout::default();
+        for (path, entry) in entries {
+            layout.put((*path).to_owned(), entry.clone());
+        }
+        layout
+    }
+
+    /// Steps as text: `directory /a`.
+    fn told(steps: &[Mount]) -> Vec<String> {
+        let kind = |step: &Mount| match step.kind.as_ref().expect("has a kind") {
+            Kind::Directory(_) => "directory",
+            Kind::Bind(_) => "bind",
+            Kind::Tmpfs(_) => "tmpfs",
+            Kind::File(_) => "file",
+            Kind::Symlink(_) => "symlink",
+            Kind::Proc(_) => "proc",
+            Kind::Devpts(_) => "devpts",
+        };
+        steps.iter().map(|step| format!("{} {}", kind(step), String::from_utf8_lossy(&step.path))).collect()
+    }
+
+    /// Carries the steps out on paper, and insists on what the fork server relies on.
+    pub(crate) fn rehearse(template: &[Mount], nest: &[Mount]) {
+        #[derive(Clone, Copy, PartialEq, Debug)]
+        enum Place {
+            Directory,
+            Leaf,
+            Bind { directory: bool },
+        }
+        let mut places = BTreeMap::from([(String::new(), Place::Directory)]);
+        for (stage, step) in template.iter().map(|step| (0, step)).chain(nest.iter().map(|step| (1, step))) {
+            let path = String::from_utf8(step.path.clone()).expect("is text");
+            assert_eq!(path::clean(&path).as_ref(), Ok(&path), "clean");
+            assert_ne!(path, "/", "never the root");
+            // The innermost place above that is known: on a bind all else is the host's.
+            let above =
+                path::ancestors(&path).filter(|above| places.contains_key(*above)).last().unwrap_or("");
+            let ground = places[above];
+            let parent = &path[..path.rfind('/').expect("absolute")];
+            assert_ne!(ground, Place::Leaf, "{path} lies below a leaf");
+            assert_ne!(ground, Place::Bind { directory: false }, "{path} lies below a file");
+            let on_bind = ground == Place::Bind { directory: true };
+            if !on_bind {
+                assert_eq!(above, parent, "the parent of {path} is there");
+            }
+            let known = places.get(&path).copied();
+            let place = match step.kind.as_ref().expect("has a kind") {
+                Kind::Directory(_) => {
+                    assert!(!on_bind, "{path} is made on a bind");
+                    assert_eq!(known, None, "{path} is made once");
+                    Place::Directory
+                }
+                Kind::File(_) | Kind::Symlink(_) => {
+                    assert!(!on_bind, "{path} is made on a bind");
+                    assert_eq!(known, None, "{path} is made once");
+                    Place::Leaf
+                }
+                Kind::Bind(bind) => {
+                    let target = if bind.directory { Place::Directory } else { Place::Leaf };
+                    assert!(on_bind || known == Some(target), "{path} has its target");
+                    Place::Bind { directory: bind.directory }
+                }
+                Kind::Tmpfs(_) | Kind::Proc(_) | Kind::Devpts(_) => {
+                    assert_eq!(stage, 1, "{path} is fresh per nest");
+                    assert!(on_bind || known == Some(Place::Directory), "{path} has its target");
+                    Place::Directory
+                }
+            };
+            places.insert(path, place);
+        }
+        let proc = nest.iter().position(|step| matches!(step.kind, Some(Kind::Proc(_))));
+        assert!(proc.is_none_or(|position| position == 0), "proc comes first");
+    }
+
+    #[test]
+    fn makes_what_mounts_are_attached_to() {
+        let steps = layout(&[("/a/b/c", bind(true)), ("/a/f", bind(false)), ("/l", symlink("a"))]).steps();
+        assert_eq!(
+            told(&steps.expect("lays out").template),
+            [
+                "directory /a",
+                "directory /a/b",
+                "directory /a/b/c",
+                "bind /a/b/c",
+                "file /a/f",
+                "bind /a/f",
+                "symlink /l"
+            ]
+        );
+    }
+
+    #[test]
+    fn makes_nothing_on_a_bind() {
+        let steps = layout(&[("/a", bind(true)), ("/a/b/c", bind(false)), ("/a/t", tmpfs())]).steps();
+        let steps = steps.expect("lays out");
+        assert_eq!(told(&steps.template), ["directory /a", "bind /a", "bind /a/b/c"]);
+        assert_eq!(told(&steps.nest), ["tmpfs /a/t"]);
+        for entry in [file(), symlink("x"), Entry::Directory] {
+            let error = layout(&[("/a", bind(true)), ("/a/b", entry)]).steps().expect_err("refuses");
+            assert_eq!(error.errno, libc::EROFS);
+        }
+    }
+
+    #[test]
+    fn puts_what_is_fresh_into_the_nest() {
+        let steps = layout(&[
+            ("/t", tmpfs()),
+            ("/t/a/f", file()),
+            ("/t/b", bind(true)),
+            ("/t/m", mount_point(false)),
+            ("/dev/pts", Entry::Devpts),
+            ("/z", Entry::Proc(Proc::default())),
+        ])
+        .steps()
+        .expect("lays out");
+        assert_eq!(
+            told(&steps.template),
+            ["directory /dev", "directory /dev/pts", "directory /t", "directory /z"]
+        );
+        assert_eq!(
+            told(&steps.nest),
+            [
+                "proc /z",
+                "devpts /dev/pts",
+                "tmpfs /t",
+                "directory /t/a",
+                "file /t/a/f",
+                "directory /t/b",
+                "bind /t/b",
+                "file /t/m"
+            ]
+        );
+        assert_eq!(steps.mount_points[0].stage, Stage::Nest);
+        assert_eq!(steps.mount_points[0].target, "/t/m");
+        assert_eq!(steps.mount_points[0].path, "/named");
+        assert_eq!(steps.tmpfs_paths(), ["/t"]);
+    }
+
+    #[test]
+    fn makes_the_kind_of_mount_point_that_is_asked_for() {
+        let steps =
+            layout(&[("/d", mount_point(true)), ("/f", mount_point(false))]).steps().expect("lays out");
+        assert_eq!(told(&steps.template), ["directory /d", "file /f"]);
+        assert!(steps.mount_points[0].directory);
+        assert!(!steps.mount_points[1].directory);
+    }
+
+    #[test]
+    fn refuses_what_can_not_be() {
+        for above in [file(), symlink("x"), bind(false), mount_point(true), Entry::Devpts] {
+            let error = layout(&[("/a", above), ("/a/b", tmpfs())]).steps().expect_err("refuses");
+            assert_eq!((error.errno, error.path.as_str()), (libc::ENOTDIR, "/a/b"));
+        }
+        let error = layout(&[("/t", tmpfs()), ("/t/b", bind(true)), ("/t/b/t", tmpfs())]).steps();
+        assert_eq!(error.expect_err("refuses").step, Step::MountTmpfs);
+    }
+
+    #[test]
+    fn siblings_do_not_come_between() {
+        // In the order of bytes, "-" is before "/".
+        let steps = layout(&[("/a", bind(true)), ("/a-b", tmpfs()), ("/a/b", bind(true))]).steps();
+        let steps = steps.expect("lays out");
+        rehearse(&steps.template, &steps.nest);
+    }
+
+    #[test]
+    fn follows_its_own_symlinks() {
+        let mut layout = Layout::default();
+        layout.put_base("/bin", symlink("usr/bin"));
+        layout.put_base("/lib", symlink("/usr/./lib"));
+        layout.put_base("/var/tmp", symlink("../tmp"));
+        layout.put_base("/loop", symlink("loop"));
+        for (path, place) in [
+            ("/bin/a", "/usr/bin/a"),
+            ("/lib/x/y", "/usr/lib/x/y"),
+            ("/var/tmp/a", "/tmp/a"),
+            ("/bin", "/bin"),
+            ("/binary", "/binary"),
+            ("/usr/bin/a", "/usr/bin/a"),
+        ] {
+            assert_eq!(layout.place(path), place);
+        }
+        // No end, no matter.
+        let _ = layout.place("/loop/a");
+    }
+
+    #[test]
+    fn the_policy_overrides_the_base() {
+        let mut layout = Layout::default();
+        layout.put_base("/etc/a", file());
+        layout.put_base("/etc/b/c", file());
+        layout.put_base("/other", file());
+        layout.put("/etc/a/b".to_owned(), bind(true));
+        layout.put("/etc".to_owned(), bind(true));
+        let left: Vec<_> = layout.entries.keys().map(String::as_str).collect();
+        assert_eq!(left, ["/etc", "/etc/a/b", "/other"]);
+    }
+
+    fn entry() -> impl Strategy<Value = Entry> {
+        prop_oneof![
+            any::<bool>().prop_map(bind),
+            Just(tmpfs()),
+            Just(file()),
+            Just(symlink("a/b")),
+            any::<bool>().prop_map(mount_point),
+            Just(Entry::Directory),
+            Just(Entry::Devpts),
+            Just(Entry::Proc(Proc::default())),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_layout_is_made_in_order_or_refused(
+            entries in prop::collection::vec(("(/[ab-]{1,2}){1,4}", entry(), any::<bool>()), 0..12),
+        ) {
+            let mut layout = Layout::default();
+            let mut procs = 0;
+            for (path, entry, base) in entries {
+                // A nest has one proc.
+                procs += usize::from(matches!(entry, Entry::Proc(_)));
+                if matches!(entry, Entry::Proc(_)) && procs > 1 {
+                    continue;
+                }
+                let place = layout.place(&path);
+                if base { layout.put_base(place, entry) } else { layout.put(place, entry) }
+            }
+            // A proc below a fresh mount can't come first; no policy asks for one.
+            prop_assume!(!layout.entries.iter().any(|(path, (entry, _))| {
+                matches!(entry, Entry::Proc(_)) && path::ancestors(path).any(|above| layout.get(above).is_some())
+            }));
+            if let Ok(steps) = layout.steps() {
+                rehearse(&steps.template, &steps.nest);
+                let again = layout.clone().steps().expect("lays out");
+                prop_assert_eq!(again.template, steps.template);
+                prop_assert_eq!(again.nest, steps.nest);
+            }
+        }
+    }
+}

@@ -345,10 +345,9 @@ fn put_library(library: &str, layout: &mut Layout, sources: &mut Sources) -> Res
     }
     if libraries::is_loader_configuration(library) {
         // It is read by the loader, not mapped: a copy does, and costs launches nothing.
-        if !host_system::put_copy(library, layout, sources) {
-            let entry = bind_entry(library, false, false, sources)?;
-            layout.put_base(place, entry);
-        }
+        let copy = host_system::copy_entry(library, sources);
+        let entry = copy.map_or_else(|| bind_entry(library, false, false, sources), Ok)?;
+        layout.put_base(place, entry);
         return Ok(());
     }
     let entry = bind_entry(library, false, true, sources)?;
@@ -409,4 +408,445 @@ fn status_of(path: &str) -> Result<FileStat, nix::errno::Errno> {
 fn is_harmless_device(status: &FileStat) -> bool {
     let number = (libc::major(status.st_rdev), libc::minor(status.st_rdev));
     status.st_mode & libc::S_IFMT == libc::S_IFCHR && matches!(number, (1, 3 | 5 | 7 | 8 | 9) | (5, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::tests::{bind, file, mount_point, symlink, tmpfs};
+    use crate::document::tests::{empty, host_system};
+    use crate::document::{Encoding, UnixSockets, User};
+    use crate::plan::Stage;
+    use crate::plan::tests::rehearse;
+    use nestbox_protocol::{Mount, mount::Kind};
+    use proptest::prelude::*;
+    use std::fs;
+    use std::os::unix::fs::symlink as make_symlink;
+    use std::process::Command;
+
+    fn resolve(policy: &Policy) -> Result<Resolved, ResolveError> {
+        policy.resolve(&MountPointKinds::default())
+    }
+
+    fn with(base: Policy, mounts: Vec<MountEntry>) -> Policy {
+        Policy { mounts, ..base }
+    }
+
+    fn optional(source: &str, path: &str) -> MountEntry {
+        let (source, path) = (source.to_owned(), path.to_owned());
+        MountEntry::Bind { source, path, writable: true, exec: false, optional: true }
+    }
+
+    fn step<'a>(steps: &'a [Mount], path: &str) -> Option<&'a Kind> {
+        steps.iter().rfind(|step| step.path == path.as_bytes()).and_then(|step| step.kind.as_ref())
+    }
+
+    fn content(resolved: &Resolved, path: &str) -> String {
+        match step(&resolved.plan.template_mounts, path) {
+            Some(Kind::File(file)) => String::from_utf8_lossy(&file.content).into_owned(),
+            other => panic!("{path} is {other:?}"),
+        }
+    }
+
+    fn name(path: &Path) -> String {
+        path.to_str().expect("is text").to_owned()
+    }
+
+    #[test]
+    fn an_empty_policy_has_an_empty_tree() {
+        let resolved = resolve(&empty()).expect("resolves");
+        assert_eq!(resolved.plan.template_mounts, []);
+        assert_eq!(resolved.plan.nest_mounts, []);
+        assert!(resolved.plan.no_proc);
+        assert_eq!(resolved.plan.filter, filter::default(UnixSockets::None));
+        assert_eq!(resolved.plan.limits.and_then(|limits| limits.wall_time), Some(60_000));
+        assert_eq!(resolved.output_limit, Some(10 << 20));
+        assert_eq!(resolved.sources().count(), 0);
+        assert!(resolved.is_current());
+    }
+
+    #[test]
+    fn unfiltered_has_no_filter() {
+        let policy = Policy { syscalls: Syscalls::Unfiltered, unix_sockets: UnixSockets::Allow, ..empty() };
+        assert_eq!(resolve(&policy).expect("resolves").plan.filter, b"");
+    }
+
+    #[test]
+    fn refuses_what_check_refuses() {
+        let error = resolve(&with(empty(), vec![tmpfs("/a/../b")])).expect_err("refuses");
+        assert_eq!((error.step, error.errno), (Step::DecodeRequest, libc::EINVAL));
+        assert!(error.detail.starts_with("mounts.0.path: "), "{error}");
+    }
+
+    #[test]
+    fn binds_what_the_source_is() {
+        let host = tempfile::tempdir().expect("makes a directory");
+        let (plain, link) = (host.path().join("file"), host.path().join("link"));
+        fs::write(&plain, "").expect("writes");
+        make_symlink(host.path(), &link).expect("links");
+        let mounts = vec![bind(&name(&plain), "/f"), bind(&name(&link), "/d")];
+        let resolved = resolve(&with(empty(), mounts)).expect("resolves");
+        let Some(Kind::Bind(file)) = step(&resolved.plan.template_mounts, "/f") else { panic!("a bind") };
+        let Some(Kind::Bind(directory)) = step(&resolved.plan.template_mounts, "/d") else {
+            panic!("a bind")
+        };
+        assert!(!file.directory && directory.directory);
+        // The source stays as it was given; what it leads to is what is expected to be found.
+        assert_eq!(directory.source, name(&link).as_bytes());
+        let there = stat(host.path()).expect("is there");
+        assert_eq!((directory.expected_device, directory.expected_inode), (there.st_dev, there.st_ino));
+        rehearse(&resolved.plan.template_mounts, &resolved.plan.nest_mounts);
+    }
+
+    #[test]
+    fn a_missing_source_is_an_error_or_listed() {
+        let host = tempfile::tempdir().expect("makes a directory");
+        let missing = name(&host.path().join("missing"));
+        let error = resolve(&with(empty(), vec![bind(&missing, "/a")])).expect_err("fails");
+        assert_eq!((error.step, error.errno, &error.path), (Step::OpenBindSource, libc::ENOENT, &missing));
+        let resolved = resolve(&with(empty(), vec![optional(&missing, "/a")])).expect("resolves");
+        assert_eq!(resolved.skipped, ["/a"]);
+        assert_eq!(resolved.plan.template_mounts, []);
+        assert!(resolved.is_current());
+        fs::write(&missing, "").expect("writes");
+        assert!(!resolved.is_current());
+    }
+
+    #[test]
+    fn refuses_sources_that_are_not_to_be_shown() {
+        let host = tempfile::tempdir().expect("makes a directory");
+        let link = host.path().join("link");
+        make_symlink("/proc/self", &link).expect("links");
+        for source in [name(&link), format!("{}/root", link.display())] {
+            // By way of /proc/self/root one comes out of proc again: then it is no part of it.
+            if let Err(error) = resolve(&with(empty(), vec![bind(&source, "/a")])) {
+                assert_eq!((error.step, error.errno), (Step::VerifyBindSource, libc::EPERM), "{source}");
+            } else {
+                assert!(source.ends_with("/root"));
+            }
+        }
+        if Path::new("/dev/loop-control").exists() {
+            let error = resolve(&with(empty(), vec![bind("/dev/loop-control", "/a")])).expect_err("refuses");
+            assert_eq!(error.errno, libc::ENODEV);
+        }
+        let resolved = resolve(&with(empty(), vec![bind("/dev/null", "/dev/null")])).expect("resolves");
+        let Some(Kind::Bind(null)) = step(&resolved.plan.template_mounts, "/dev/null") else {
+            panic!("a bind")
+        };
+        assert!(null.device);
+    }
+
+    #[test]
+    fn notices_changes() {
+        let host = tempfile::tempdir().expect("makes a directory");
+        let source = host.path().join("a");
+        fs::create_dir(&source).expect("makes a directory");
+        let policy = with(empty(), vec![bind(&name(&source), "/a")]);
+        let before = resolve(&policy).expect("resolves");
+        fs::rename(&source, host.path().join("b")).expect("renames");
+        assert!(!before.is_current());
+        fs::create_dir(&source).expect("makes a directory");
+        assert!(!before.is_current());
+        let after = resolve(&policy).expect("resolves");
+        assert_eq!(before.hash, after.hash, "the content is the same");
+        assert_ne!(before.template_key, after.template_key, "a template is not");
+    }
+
+    #[test]
+    fn the_hash_depends_on_the_tree_alone() {
+        let mounts = vec![tmpfs("/t"), bind("/usr", "/u"), file("/f"), symlink("/s")];
+        let one = resolve(&with(empty(), mounts.clone())).expect("resolves");
+        let other = resolve(&with(empty(), mounts.into_iter().rev().collect())).expect("resolves");
+        assert_eq!(one.hash, other.hash);
+        let named = |hostname: &str| {
+            resolve(&Policy { hostname: hostname.to_owned(), ..empty() }).expect("resolves").hash
+        };
+        assert_ne!(named("a"), named("b"));
+        // The environment comes with each launch.
+        let bare = Policy { env: BTreeMap::default(), ..empty() };
+        assert_eq!(resolve(&bare).expect("resolves").hash, resolve(&empty()).expect("resolves").hash);
+    }
+
+    #[test]
+    fn mount_points_are_what_launches_bind() {
+        let policy = with(empty(), vec![mount_point("/in"), tmpfs("/t"), mount_point("/t/in")]);
+        let mut kinds = MountPointKinds::default();
+        kinds.add_file("/in");
+        let resolved = policy.resolve(&kinds).expect("resolves");
+        assert!(matches!(step(&resolved.plan.template_mounts, "/in"), Some(Kind::File(_))));
+        assert!(matches!(step(&resolved.plan.nest_mounts, "/t/in"), Some(Kind::Directory(_))));
+        let point = resolved.mount_point("/t//in/").expect("is one");
+        assert_eq!((point.stage, point.directory), (Stage::Nest, true));
+        assert_eq!(resolved.mount_point("/t"), None);
+        assert_ne!(resolved.hash, resolve(&policy).expect("resolves").hash);
+    }
+
+    #[test]
+    fn tells_what_is_private() {
+        let mounts = vec![
+            tmpfs("/t"),
+            bind("/usr", "/t/usr"),
+            tmpfs("/t/usr2"),
+            mount_point("/t/in"),
+            bind("/usr", "/u"),
+            tmpfs("/u/share"),
+        ];
+        let resolved = resolve(&with(empty(), mounts)).expect("resolves");
+        for path in ["/t/a", "/t/a/b", "/t/usr2/a", "/t/usrs", "/u/share/a"] {
+            assert!(resolved.is_private(path), "{path}");
+        }
+        for path in ["/", "/a", "/t", "/t/usr", "/t/usr/a", "/t/in", "/t/in/a", "/u/a", "/u/share"] {
+            assert!(!resolved.is_private(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn sizes_follow_the_limits() {
+        let mut policy = with(empty(), vec![tmpfs("/t"), file("/f")]);
+        let size = |policy: &Policy| {
+            let resolved = resolve(policy).expect("resolves");
+            let Some(Kind::Tmpfs(tmpfs)) = step(&resolved.plan.nest_mounts, "/t") else { panic!("a tmpfs") };
+            (tmpfs.size, resolved.plan.root_size)
+        };
+        assert_eq!(size(&policy), (64 << 20, ROOT_SPACE + 4096));
+        policy.root_writable = true;
+        assert_eq!(size(&policy), (64 << 20, (64 << 20) + 4096));
+        policy.limits.disk = None;
+        assert_eq!(size(&policy), (0, UNLIMITED + 4096));
+    }
+
+    #[test]
+    fn contents_are_decoded() {
+        let entry = MountEntry::File {
+            path: "/f".into(),
+            content: "AP8=".into(),
+            encoding: Encoding::Base64,
+            mode: 0o600,
+        };
+        let resolved = resolve(&with(empty(), vec![entry])).expect("resolves");
+        let Some(Kind::File(file)) = step(&resolved.plan.template_mounts, "/f") else { panic!("a file") };
+        assert_eq!((file.content.as_slice(), file.mode), (&[0, 255][..], 0o600));
+    }
+
+    #[test]
+    fn host_system_is_what_programs_need() {
+        let resolved = resolve(&host_system()).expect("resolves");
+        rehearse(&resolved.plan.template_mounts, &resolved.plan.nest_mounts);
+        let template = &resolved.plan.template_mounts;
+        let Some(Kind::Bind(usr)) = step(template, "/usr") else { panic!("a bind") };
+        assert!(usr.directory && usr.exec && !usr.writable);
+        for path in ["/bin", "/lib"] {
+            match fs::read_link(path) {
+                Ok(target) => {
+                    let Some(Kind::Symlink(link)) = step(template, path) else { panic!("a symlink") };
+                    assert_eq!(link.points_to, name(&target).as_bytes());
+                }
+                Err(_) => assert!(matches!(step(template, path), Some(Kind::Bind(_)))),
+            }
+        }
+        assert_eq!(
+            content(&resolved, "/etc/passwd"),
+            "root:x:0:0:root:/:/bin/sh\nsandbox:x:1000:1000:sandbox:/tmp:/bin/sh\n\
+             nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+        );
+        assert_eq!(content(&resolved, "/etc/group"), "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n");
+        assert_eq!(content(&resolved, "/etc/hostname"), "nestbox\n");
+        assert!(matches!(step(template, "/dev/null"), Some(Kind::Bind(bind)) if bind.device));
+        assert!(
+            matches!(step(template, "/dev/ptmx"), Some(Kind::Symlink(link)) if link.points_to == b"pts/ptmx")
+        );
+        let nest = &resolved.plan.nest_mounts;
+        let order: Vec<_> =
+            nest.iter().map(|step| String::from_utf8_lossy(&step.path).into_owned()).collect();
+        assert_eq!(order, ["/proc", "/dev/pts", "/dev/shm", "/tmp"]);
+        let Some(Kind::Proc(proc)) = step(nest, "/proc") else { panic!("a proc") };
+        assert_eq!(proc.read_only, [b"sys"]);
+        assert_eq!(proc.masked.contains(&b"kcore".to_vec()), Path::new("/proc/kcore").exists());
+        assert!(proc.masked.iter().all(|name| Path::new("/proc").join(name_of(name)).exists()));
+        assert_eq!(resolved.tmpfs_paths, ["/dev/shm", "/tmp"]);
+        assert_eq!(resolved.skipped, [""; 0]);
+        assert!(resolved.is_current());
+    }
+
+    fn name_of(bytes: &[u8]) -> &str {
+        std::str::from_utf8(bytes).expect("is text")
+    }
+
+    /// Nothing that tells about users, secrets or services of the host.
+    #[test]
+    fn host_system_shows_no_secrets() {
+        let resolved = resolve(&host_system()).expect("resolves");
+        for path in [
+            "/etc/shadow",
+            "/etc/gshadow",
+            "/etc/sudoers",
+            "/etc/ssh",
+            "/etc/ssl/private",
+            "/etc/machine-id",
+            "/etc/resolv.conf",
+            "/etc/fstab",
+            "/etc/environment",
+            "/etc/gitconfig",
+            "/root",
+            "/home",
+            "/opt",
+            "/sys",
+            "/boot",
+        ] {
+            let shown = resolved.plan.template_mounts.iter().chain(&resolved.plan.nest_mounts).any(|step| {
+                path::is_at_or_below(name_of(&step.path), path)
+                    || matches!(&step.kind, Some(Kind::Bind(bind)) if path::is_at_or_below(path, name_of(&bind.source)))
+            });
+            assert!(!shown, "{path}");
+        }
+        let host = fs::read_to_string("/etc/hostname").unwrap_or_default();
+        let hosts = content(&resolved, "/etc/hosts");
+        assert!(host.trim().is_empty() || host.trim() == "nestbox" || !hosts.contains(host.trim()));
+    }
+
+    #[test]
+    fn host_system_knows_the_sandboxee() {
+        let user = |uid, gid, home: &str| {
+            let env = BTreeMap::from([("HOME".to_owned(), home.to_owned())]);
+            let resolved =
+                resolve(&Policy { user: User { uid, gid }, env, ..host_system() }).expect("resolves");
+            (content(&resolved, "/etc/passwd"), content(&resolved, "/etc/group"))
+        };
+        let (passwd, group) = user(0, 0, "/home/me");
+        assert!(passwd.starts_with("sandbox:x:0:0:sandbox:/home/me:/bin/sh\n"), "{passwd}");
+        assert!(group.starts_with("sandbox:x:0:\n"), "{group}");
+        let (passwd, _) = user(7, 7, "/a\nroot::0:0::/:/bin/sh");
+        assert!(passwd.contains("sandbox:x:7:7:sandbox:/tmp:/bin/sh\n"), "{passwd}");
+    }
+
+    #[test]
+    fn the_hosts_resolver_goes_with_the_hosts_network() {
+        let resolved = resolve(&Policy { network: Network::Host, ..host_system() }).expect("resolves");
+        assert!(content(&resolved, "/etc/nsswitch.conf").contains("hosts: files dns\n"));
+        if let Ok(host) = fs::read_to_string("/etc/resolv.conf") {
+            assert_eq!(content(&resolved, "/etc/resolv.conf"), host);
+        }
+    }
+
+    #[test]
+    fn entries_override_the_base() {
+        let mounts =
+            vec![file("/etc/passwd"), tmpfs("/tmp"), bind("/usr/share", "/etc/fonts"), tmpfs("/dev/shm")];
+        let resolved = resolve(&with(host_system(), mounts)).expect("resolves");
+        assert_eq!(content(&resolved, "/etc/passwd"), "content");
+        rehearse(&resolved.plan.template_mounts, &resolved.plan.nest_mounts);
+        let whole = resolve(&with(host_system(), vec![bind("/usr/share", "/etc")])).expect("resolves");
+        let below = |step: &&Mount| path::is_below(name_of(&step.path), "/etc");
+        assert_eq!(whole.plan.template_mounts.iter().find(below), None);
+    }
+
+    #[test]
+    fn entries_below_a_system_symlink_lie_where_it_leads() {
+        if fs::read_link("/bin").is_ok_and(|target| target == Path::new("usr/bin")) {
+            let resolved =
+                resolve(&with(host_system(), vec![mount_point("/bin/x"), bind("/usr/bin/env", "/bin/y")]));
+            let resolved = resolved.expect("resolves");
+            assert_eq!(resolved.mount_point("/bin/x").expect("is one").target, "/usr/bin/x");
+            assert!(step(&resolved.plan.template_mounts, "/usr/bin/y").is_some());
+            rehearse(&resolved.plan.template_mounts, &resolved.plan.nest_mounts);
+        }
+    }
+
+    #[test]
+    fn libraries_are_placed_where_the_loader_looks() {
+        let binary = "/proc/self/exe";
+        let binary = name(&fs::canonicalize(binary).expect("is there"));
+        let libraries = libraries::of(Path::new(&binary)).expect("finds");
+        let mounts = vec![MountEntry::LibrariesFor { binary: binary.clone() }];
+        let resolved = resolve(&with(empty(), mounts.clone())).expect("resolves");
+        rehearse(&resolved.plan.template_mounts, &resolved.plan.nest_mounts);
+        for library in &libraries {
+            let kind = step(&resolved.plan.template_mounts, library);
+            assert!(matches!(kind, Some(Kind::Bind(_) | Kind::File(_))), "{library}");
+        }
+        // What the base shows already is not shown twice.
+        let resolved = resolve(&with(host_system(), mounts.clone())).expect("resolves");
+        let base = resolve(&host_system()).expect("resolves");
+        assert_eq!(resolved.plan.template_mounts.len(), base.plan.template_mounts.len());
+        // What the policy says itself comes first.
+        let mut overridden = mounts;
+        overridden.extend(libraries.iter().map(|library| file(library)));
+        let resolved = resolve(&with(empty(), overridden)).expect("resolves");
+        assert!(libraries.iter().all(|library| content(&resolved, library) == "content"));
+    }
+
+    #[test]
+    fn a_library_that_can_not_be_placed_is_an_error() {
+        let host = tempfile::tempdir().expect("makes a directory");
+        let mounts = ["/lib", "/lib64", "/usr", "/etc", "/nix"].map(|path| bind(&name(host.path()), path));
+        let mut mounts = mounts.to_vec();
+        mounts.push(MountEntry::LibrariesFor { binary: "/bin/sh".into() });
+        let static_shell = libraries::of(Path::new("/bin/sh")).expect("finds").is_empty();
+        assert!(static_shell || resolve(&with(empty(), mounts)).expect_err("fails").step == Step::AttachBind);
+    }
+
+    /// Nothing is changed on the host by looking at it.
+    #[test]
+    fn leaves_no_trace() {
+        let host = tempfile::tempdir().expect("makes a directory");
+        let mounts = vec![bind(&name(host.path()), "/a"), tmpfs("/a/t"), mount_point("/a/b/c")];
+        resolve(&with(empty(), mounts)).expect("resolves");
+        assert_eq!(fs::read_dir(host.path()).expect("is there").count(), 0);
+        let open = Command::new("ls").arg(format!("/proc/{}/fd", std::process::id())).output();
+        assert!(
+            open.is_ok_and(|output| !String::from_utf8_lossy(&output.stdout).contains(&name(host.path())))
+        );
+    }
+
+    fn entry() -> impl Strategy<Value = MountEntry> {
+        let path = "(/[ab-]{1,2}){1,3}|/(usr|bin|lib|tmp|etc|dev|proc|dev/shm|etc/passwd)(/[ab])?";
+        let source =
+            prop::sample::select(vec!["/usr", "/usr/bin", "/usr/bin/env", "/dev/null", "/none", "/etc"]);
+        (0..6_u8, path, source, any::<bool>()).prop_map(|(kind, path, source, flag)| match kind {
+            0 if flag => optional(source, &path),
+            0 => bind(source, &path),
+            1 => tmpfs(&path),
+            2 => file(&path),
+            3 => symlink(&path),
+            4 => mount_point(&path),
+            _ => MountEntry::LibrariesFor { binary: source.to_owned() },
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// What is not refused has a plan that can be carried out, the same each time.
+        #[test]
+        fn any_accepted_policy_has_a_sound_plan(
+            mounts in prop::collection::vec(entry(), 0..10),
+            (system, dev, proc) in any::<(bool, bool, bool)>(),
+        ) {
+            let policy = Policy {
+                base: if system { Base::HostSystem } else { Base::Empty },
+                dev: if dev { Dev::Minimal } else { Dev::None },
+                proc: if proc { Proc::Fresh } else { Proc::None },
+                mounts,
+                ..empty()
+            };
+            let accepted = check(&policy).is_empty();
+            match resolve(&policy) {
+                Ok(resolved) => {
+                    prop_assert!(accepted);
+                    rehearse(&resolved.plan.template_mounts, &resolved.plan.nest_mounts);
+                    let again = resolve(&policy).expect("resolves");
+                    prop_assert_eq!(&again.plan, &resolved.plan);
+                    prop_assert_eq!(again.hash, resolved.hash);
+                    prop_assert_eq!(again.template_key, resolved.template_key);
+                    prop_assert!(resolved.is_current());
+                }
+                // What check can't know: what there is on the host, and of which kind.
+                Err(error) if accepted => prop_assert!(
+                    matches!(error.errno, libc::ENOENT | libc::ENOTDIR | libc::ENOEXEC | libc::EROFS),
+                    "{error}"
+                ),
+                Err(error) => prop_assert_eq!(error.step, Step::DecodeRequest),
+            }
+        }
+    }
 }

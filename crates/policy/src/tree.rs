@@ -337,3 +337,310 @@ fn amount(text: &str) -> Option<u64> {
     let amount = digits.parse::<u64>().ok()?.checked_mul(1 << shift)?;
     (amount > 0).then_some(amount)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nestbox_protocol::{DirectoryNode, FileNode, RootNode, TmpfsNode};
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    fn file_from(path: &str, outside: &str, writable: bool) -> TreeEntry {
+        let node = FileNode { outside: outside.as_bytes().to_vec(), writable, allow_write_executable: false };
+        TreeEntry { path: path.to_owned(), node: Node::FileNode(node) }
+    }
+
+    fn file(path: &str) -> TreeEntry {
+        file_from(path, "/f", false)
+    }
+
+    fn directory_from(path: &str, outside: &str, writable: bool) -> TreeEntry {
+        let node =
+            DirectoryNode { outside: outside.as_bytes().to_vec(), writable, ..DirectoryNode::default() };
+        TreeEntry { path: path.to_owned(), node: Node::DirectoryNode(node) }
+    }
+
+    fn directory(path: &str) -> TreeEntry {
+        directory_from(path, "/d", false)
+    }
+
+    fn tmpfs(path: &str) -> TreeEntry {
+        let node = TmpfsNode { tmpfs_options: "size=1m".to_owned() };
+        TreeEntry { path: path.to_owned(), node: Node::TmpfsNode(node) }
+    }
+
+    fn root(writable: bool) -> TreeEntry {
+        TreeEntry { path: "/".to_owned(), node: Node::RootNode(RootNode { writable }) }
+    }
+
+    fn accepted(entries: &[TreeEntry]) -> bool {
+        check(entries).is_empty()
+    }
+
+    fn told(entries: &[TreeEntry]) -> Vec<String> {
+        let plan = plan(&build(entries).expect("fits")).expect("plans");
+        let kind = |kind: &Kind| match kind {
+            Kind::Directory(_) => "directory",
+            Kind::File(_) => "file",
+            Kind::Bind(bind) if bind.writable => "writable",
+            Kind::Bind(_) => "bind",
+            Kind::Tmpfs(_) => "tmpfs",
+            _ => "other",
+        };
+        let steps = plan.template_mounts.iter();
+        steps
+            .map(|step| {
+                let path = String::from_utf8_lossy(&step.path);
+                format!("{} {path}", step.kind.as_ref().map_or("none", kind))
+            })
+            .filter(|told| told != "directory /proc")
+            .collect()
+    }
+
+    /// mounts_test: TestInvalidFilenames.
+    #[test]
+    fn refuses_what_is_no_path() {
+        for path in ["", "relative", "./a", "/", "//", "/a/../b", "/.."] {
+            for entry in [file(path), directory(path), tmpfs(path)] {
+                assert!(!accepted(&[entry]), "{path:?}");
+            }
+        }
+        for outside in ["", "relative", "/a/../b"] {
+            assert!(!accepted(&[file_from("/a", outside, false)]), "{outside:?}");
+            assert!(!accepted(&[directory_from("/a", outside, false)]), "{outside:?}");
+        }
+    }
+
+    /// mounts_test: TestEvilNullByte.
+    #[test]
+    fn refuses_nul() {
+        assert!(!accepted(&[file("/a\0b")]));
+        assert!(!accepted(&[directory("/a\0b")]));
+        assert!(!accepted(&[tmpfs("/a\0b")]));
+        assert!(!accepted(&[file_from("/a", "/f\0", false)]));
+        assert!(!accepted(&[directory_from("/a", "/d\0/x", false)]));
+    }
+
+    /// mounts_test: TestAddFile, TestAddDir, TestAddTmpFs.
+    #[test]
+    fn accepts_nesting() {
+        assert!(accepted(&[file("/a"), file("/b/c"), file("/b/d")]));
+        assert!(accepted(&[directory("/a"), directory("/a/b"), file("/a/b/c")]));
+        assert!(accepted(&[directory("/a/b"), directory("/a")]));
+        assert!(accepted(&[tmpfs("/t"), tmpfs("/t/u"), file("/t/f"), directory("/t/u/d")]));
+        assert!(accepted(&[directory("/a"), file("//a/./b/")]));
+    }
+
+    /// mounts_test: TestMultipleInsertion.
+    #[test]
+    fn refuses_conflicts() {
+        assert!(!accepted(&[file("/a"), file("/a/b")]));
+        assert!(!accepted(&[file("/a"), directory("/a/b/c")]));
+        assert!(!accepted(&[file("/a"), tmpfs("/a/t")]));
+        assert!(!accepted(&[file("/a/b"), file("/a")]));
+        assert!(!accepted(&[directory("/a/b"), file("/a")]));
+        assert!(!accepted(&[file("/a"), directory("/a")]));
+        assert!(!accepted(&[directory("/a"), file("/a")]));
+        assert!(!accepted(&[directory("/a"), tmpfs("/a")]));
+        assert!(!accepted(&[file_from("/a", "/no/one", false), file_from("/a", "/no/other", false)]));
+        let mut other = tmpfs("/t");
+        other.node = Node::TmpfsNode(TmpfsNode { tmpfs_options: "size=2m".to_owned() });
+        assert!(!accepted(&[tmpfs("/t"), other]));
+        let issues = check(&[file("/a"), directory("/fine"), file("/a/b")]);
+        assert_eq!(issues.len(), 1);
+        assert_eq!(issues[0].path, ["2", "path"]);
+        assert_eq!(issues[0].message, "/a/b can't be inserted: /a is a file");
+    }
+
+    /// The same twice is one mount.
+    #[test]
+    fn inserts_once() {
+        for entry in [file("/a"), directory("/a"), tmpfs("/a")] {
+            let tree = build(&[entry.clone(), entry.clone()]).expect("fits");
+            assert_eq!(tree, build(&[entry]).expect("fits"));
+        }
+    }
+
+    /// mounts_test: TestMultipleInsertionUpgradeToWritable.
+    #[test]
+    fn upgrades_to_writable() {
+        for from in [file_from, directory_from] {
+            let (read_only, writable) = (from("/a", "/x", false), from("/a", "/x", true));
+            for order in [[&read_only, &writable], [&writable, &read_only], [&writable, &writable]] {
+                let tree = build(&order.map(Clone::clone)).expect("fits");
+                assert_eq!(tree.entries["a"].node, Some(MountNode { node: Some(writable.node.clone()) }));
+                assert_eq!(tree.entries["a"].index, 1, "it keeps its place");
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_options_that_can_not_both_hold() {
+        let writable = |allow_write_executable| TreeEntry {
+            path: "/a".to_owned(),
+            node: Node::FileNode(FileNode {
+                outside: b"/x".to_vec(),
+                writable: true,
+                allow_write_executable,
+            }),
+        };
+        assert!(!accepted(&[writable(true), writable(false)]));
+        assert!(accepted(&[writable(true), writable(true)]));
+    }
+
+    /// mounts_test: TestMultipleInsertionFileSymlink, TestMultipleInsertionDirSymlink.
+    #[test]
+    fn knows_a_source_by_its_other_names() {
+        let host = tempfile::tempdir().expect("makes a directory");
+        let name = |name: &str| host.path().join(name).to_str().expect("is text").to_owned();
+        fs::write(name("file"), "").expect("writes");
+        fs::write(name("other"), "").expect("writes");
+        fs::hard_link(name("file"), name("hard")).expect("links");
+        symlink("file", name("soft")).expect("links");
+        fs::create_dir(name("directory")).expect("makes a directory");
+        symlink("directory", name("soft-directory")).expect("links");
+        let both = |one: TreeEntry, other: TreeEntry| {
+            accepted(&[one.clone(), other.clone()]) && accepted(&[other, one])
+        };
+        assert!(both(file_from("/a", &name("file"), false), file_from("/a", &name("soft"), false)));
+        assert!(both(file_from("/a", &name("file"), false), file_from("/a", &name("hard"), true)));
+        assert!(!both(file_from("/a", &name("file"), false), file_from("/a", &name("other"), false)));
+        assert!(!both(file_from("/a", &name("file"), false), file_from("/a", &name("missing"), false)));
+        let (plain, soft) = (name("directory"), name("soft-directory"));
+        assert!(both(directory_from("/a", &plain, false), directory_from("/a", &soft, false)));
+    }
+
+    /// policybuilder: sources in proc.
+    #[test]
+    fn refuses_the_hosts_proc() {
+        assert!(!accepted(&[directory_from("/a", "/proc/self", false)]));
+        assert!(!accepted(&[file_from("/a", "/proc/self/exe", false)]));
+        assert!(!accepted(&[file_from("/a", "//proc/1/environ", false)]));
+        // All of it, where it belongs, is the nest's own.
+        assert_eq!(told(&[directory_from("/proc", "/proc", false)]), [""; 0]);
+        for entry in
+            [directory_from("/a", "/proc", false), directory("/proc"), tmpfs("/proc"), file("/proc/x")]
+        {
+            let tree = build(std::slice::from_ref(&entry));
+            assert!(tree.is_err() || plan(&tree.expect("fits")).is_err(), "{entry:?}");
+        }
+    }
+
+    /// Parents first, then the order of insertion.
+    #[test]
+    fn mounts_in_order() {
+        assert_eq!(
+            told(&[
+                file("/z/f"),
+                tmpfs("/b"),
+                directory_from("/b/d", "/d", true),
+                directory("/a"),
+                file("/a/inside")
+            ]),
+            [
+                "directory /z",
+                "file /z/f",
+                "bind /z/f",
+                "directory /b",
+                "tmpfs /b",
+                "directory /b/d",
+                "writable /b/d",
+                "directory /a",
+                "bind /a",
+                "bind /a/inside",
+            ]
+        );
+    }
+
+    #[test]
+    fn makes_nothing_on_a_bind() {
+        assert_eq!(
+            told(&[directory("/a"), file("/a/b/c"), tmpfs("/a/t"), file("/a/t/f")]),
+            ["directory /a", "bind /a", "bind /a/b/c", "tmpfs /a/t", "file /a/t/f", "bind /a/t/f"]
+        );
+    }
+
+    /// Writable is not executable, unless asked for.
+    #[test]
+    fn sets_flags() {
+        let node = DirectoryNode {
+            outside: b"/d".to_vec(),
+            writable: true,
+            allow_write_executable: true,
+            allow_mount_propagation: true,
+        };
+        let asked = TreeEntry { path: "/c".to_owned(), node: Node::DirectoryNode(node) };
+        let tree = build(&[directory("/a"), directory_from("/b", "/d", true), asked]).expect("fits");
+        let flags: Vec<_> = plan(&tree)
+            .expect("plans")
+            .template_mounts
+            .into_iter()
+            .filter_map(|step| match step.kind {
+                Some(Kind::Bind(bind)) => Some((bind.writable, bind.exec, bind.propagation)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(flags, [(false, true, false), (true, false, false), (true, true, true)]);
+    }
+
+    #[test]
+    fn the_root_is_writable_if_it_says_so() {
+        for writable in [false, true] {
+            let tree = build(&[directory("/a"), root(writable)]).expect("fits");
+            assert_eq!(plan(&tree).expect("plans").root_writable, writable);
+        }
+        assert!(!plan(&MountTree::default()).expect("plans").root_writable);
+        assert!(accepted(&[root(false), root(true), root(false)]));
+        let elsewhere = TreeEntry { path: "/a".to_owned(), ..root(true) };
+        assert!(!accepted(&[elsewhere]));
+    }
+
+    #[test]
+    fn reads_options_of_tmpfs() {
+        let read = |options: &str| tmpfs_options(options).map(|tmpfs| (tmpfs.size, tmpfs.inodes, tmpfs.mode));
+        assert_eq!(read(""), Ok((0, 0, 0o1777)));
+        assert_eq!(read("size=4096"), Ok((4096, 0, 0o1777)));
+        assert_eq!(read("size=2k,nr_inodes=3m,mode=700"), Ok((2048, 3 << 20, 0o700)));
+        for options in [
+            "size=",
+            "size=0",
+            "size=-1",
+            "size=50%",
+            "size=99999999999g",
+            "mode=8",
+            "mode=17777",
+            "uid=0",
+            "huge",
+        ] {
+            assert!(read(options).is_err(), "{options}");
+        }
+    }
+
+    /// What comes off a socket need not have been built by [`insert`].
+    #[test]
+    fn trusts_no_tree() {
+        let leaf = |node| MountTree { node: Some(MountNode { node: Some(node) }), ..MountTree::default() };
+        let with = |name: &str, child| MountTree {
+            entries: [(name.to_owned(), child)].into(),
+            ..MountTree::default()
+        };
+        for name in ["", ".", "..", "a/b", "a\0", &"a".repeat(256)] {
+            assert!(plan(&with(name, MountTree::default())).is_err(), "{name:?}");
+            assert!(plan(&with("a", with(name, MountTree::default()))).is_err(), "{name:?}");
+        }
+        for outside in ["", "relative", "/a\0b", "/proc", "/proc/self/root"] {
+            assert!(plan(&with("a", leaf(file_from("/a", outside, false).node))).is_err(), "{outside:?}");
+        }
+        assert!(plan(&leaf(file("/").node)).is_err());
+        assert!(plan(&with("a", leaf(root(true).node))).is_err());
+        assert!(
+            plan(&with("a", leaf(Node::TmpfsNode(TmpfsNode { tmpfs_options: "uid=0".into() })))).is_err()
+        );
+        let mut below_file = leaf(file("/a").node);
+        below_file.entries.insert("b".to_owned(), MountTree::default());
+        assert!(plan(&with("a", below_file)).is_err());
+        // A node of no kind is a directory on the way.
+        let bare = MountTree { node: Some(MountNode { node: None }), ..MountTree::default() };
+        assert_eq!(plan(&with("a", bare)).expect("plans").template_mounts.len(), 2);
+    }
+}
