@@ -3,6 +3,7 @@
 //   npm run bench                      everything; into bench/runs, docs/benchmarks.md and README.md
 //   npm run bench -- ignore heap       some scenarios, printed; nothing of the documentation is touched
 //   npm run bench -- --quick           everything in small, within seconds: does the harness work?
+//   npm run bench -- --out FILE        the samples there, and nothing of the documentation touched
 //   npm run bench -- --report FILE     the documentation from the samples of an earlier run
 //   npm run bench -- --list            the scenarios
 
@@ -64,6 +65,14 @@ const measureAll = async (
   startFile(file, run)
   const programs = compilePrograms()
   let complete = true
+  // Hosts end with their channel, and what they run with them; only files have to be thought of.
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.once(signal, () => {
+      programs.remove()
+      progressDone()
+      process.exit(1)
+    })
+  }
   try {
     for (const scenario of chosen) {
       try {
@@ -123,7 +132,7 @@ const main = async (): Promise<number> => {
   const complete = await measureAll(chosen, file, values.quick ? QUICK : FULL, run)
   out(reportOf(readRun(file), () => ''))
   out(`\nThe samples are in ${path.relative(process.cwd(), file)}.`)
-  if (whole && complete) await publishFile(file)
+  if (whole && complete && values.out === undefined) await publishFile(file)
   return complete ? 0 : 1
 }
 
