@@ -77,6 +77,12 @@ impl Failure {
         }
     }
 
+    /// What every request to a closed fork server fails with.
+    #[must_use]
+    pub fn closed() -> Self {
+        Self::fact(Code::ForkServer, Step::StartForkserver, "the fork server was closed")
+    }
+
     /// A message that could not be sent or read.
     pub(crate) fn message(code: Code, step: Step, error: &MessageError) -> Self {
         let syscall = match error {

@@ -267,7 +267,7 @@ impl Client {
     /// Closes everything: the fork server and all that it serves die. What is in flight is reported lost.
     pub fn close(&mut self) {
         if !matches!(self.state, State::Gone(_)) {
-            self.bury(&gone("the fork server was closed"), false);
+            self.bury(&Failure::closed(), false);
         }
     }
 

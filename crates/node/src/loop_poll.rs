@@ -31,6 +31,9 @@ pub(crate) trait Pollable {
 
     /// The environment ends.
     fn teardown(&self);
+
+    /// The handle is closed: what is polled is not needed any more.
+    fn release(&self);
 }
 
 /// Whether somebody waits.
@@ -257,6 +260,8 @@ unsafe extern "C" fn on_closed<T: Pollable>(handle: *mut UvPoll) {
     let held = unsafe { (*handle).data };
     // SAFETY: the Rc that `start` put there; nobody looks there after this.
     let this = unsafe { Rc::from_raw(held.cast::<LoopPoll<T>>()) };
+    // A panic may not cross libuv's frames.
+    let _ = catch_unwind(AssertUnwindSafe(|| this.owner.release()));
     let hook = this.hook.replace(ptr::null_mut());
     if !hook.is_null() {
         // SAFETY: added by `arm`, removed once. An environment that is ending goes on from here.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use napi::bindgen_prelude::{Function, JsValue};
 use napi::{Env, Error, Result, Status, check_status, sys};
 use napi_derive::napi;
-use nestbox_client::{Client, Event, Options};
+use nestbox_client::{Client, Event, Failure, Launched, Options};
 
 use crate::fork::NativeForkRequest;
 use crate::loop_poll::{Interest, LoopPoll, Pollable};
@@ -44,7 +44,8 @@ pub struct NativeServerStats {
 
 /// A client that libuv polls.
 struct Polled {
-    client: RefCell<Client>,
+    /// `None` once it is closed and all has been told.
+    client: RefCell<Option<Client>>,
     results: ResultMaker,
     closed: Cell<bool>,
 }
@@ -55,7 +56,9 @@ impl Pollable for Polled {
     fn ready(&self) -> Option<Vec<Event>> {
         let mut events = Vec::new();
         // Given back before JavaScript runs, which may make requests.
-        self.client.borrow_mut().dispatch(&mut events);
+        if let Some(client) = &mut *self.client.borrow_mut() {
+            client.dispatch(&mut events);
+        }
         (!events.is_empty()).then_some(events)
     }
 
@@ -74,7 +77,7 @@ impl Pollable for Polled {
     }
 
     fn interest(&self) -> Interest {
-        match (self.client.borrow().in_flight(), self.closed.get()) {
+        match (self.client.borrow().as_ref().map_or(0, Client::in_flight), self.closed.get()) {
             (0, true) => Interest::Over,
             (0, false) => Interest::Idle,
             _ => Interest::Waiting,
@@ -82,8 +85,14 @@ impl Pollable for Polled {
     }
 
     fn teardown(&self) {
-        self.client.borrow_mut().destroy();
+        if let Some(client) = &mut *self.client.borrow_mut() {
+            client.destroy();
+        }
         self.results.close();
+    }
+
+    fn release(&self) {
+        *self.client.borrow_mut() = None;
     }
 }
 
@@ -117,7 +126,7 @@ impl Server {
             .map_err(|failure| Error::new(Status::GenericFailure, failure.to_string()))?;
         let fd = client.poll_fd();
         let owner = Polled {
-            client: RefCell::new(client),
+            client: RefCell::new(Some(client)),
             results: ResultMaker::new(env)?,
             closed: Cell::new(false),
         };
@@ -127,37 +136,39 @@ impl Server {
     /// The fork server's pid; 0 until `server-ready`.
     #[napi(getter, catch_unwind)]
     pub fn pid(&self) -> i32 {
-        self.poll.owner.client.borrow().pid()
+        self.poll.owner.client.borrow().as_ref().map_or(0, Client::pid)
     }
 
     /// Launches a program. Never blocks on the server.
     #[napi(catch_unwind)]
     pub fn launch(&self, request: NativeLaunch<'_>) -> NativeLaunched {
-        self.asked(|client| NativeLaunched::new(client.launch(request.convert())))
+        NativeLaunched::new(self.asked(|client| client.launch(request.convert())).unwrap_or_else(closed))
     }
 
     /// Serves a request of sandbox2's surface.
     #[napi(catch_unwind)]
     pub fn fork(&self, request: NativeForkRequest) -> NativeLaunched {
-        self.asked(|client| NativeLaunched::new(client.fork(request.convert())))
+        NativeLaunched::new(self.asked(|client| client.fork(request.convert())).unwrap_or_else(closed))
     }
 
     /// Builds a policy's template ahead. The event `prepared` or `failed` with the returned token tells.
     #[napi(catch_unwind)]
-    pub fn prepare(&self, policy: &NativePolicy) -> f64 {
-        self.asked(|client| client.prepare(&policy.handle)) as f64
+    pub fn prepare(&self, policy: &NativePolicy) -> Result<f64> {
+        self.asked(|client| client.prepare(&policy.handle))
+            .map(|token| token as f64)
+            .ok_or_else(|| Error::new(Status::GenericFailure, Failure::closed().to_string()))
     }
 
     /// Sends a signal; false if the launch is over.
     #[napi(catch_unwind)]
     pub fn kill(&self, token: f64, signal: i32) -> bool {
-        self.asked(|client| client.kill(token as u64, signal))
+        self.asked(|client| client.kill(token as u64, signal)).unwrap_or(false)
     }
 
     /// What it does at the moment.
     #[napi(catch_unwind)]
     pub fn stats(&self) -> NativeServerStats {
-        let stats = self.poll.owner.client.borrow().stats();
+        let stats = self.poll.owner.client.borrow().as_ref().map(Client::stats).unwrap_or_default();
         NativeServerStats {
             pid: stats.pid,
             templates: stats.templates as u32,
@@ -174,12 +185,17 @@ impl Server {
         self.asked(Client::destroy);
     }
 
-    /// Makes a request, and keeps the process alive if it is to have an answer.
-    fn asked<R>(&self, request: impl FnOnce(&mut Client) -> R) -> R {
-        let answer = request(&mut self.poll.owner.client.borrow_mut());
+    /// Makes a request, and keeps the process alive if it is to have an answer. `None`: it is closed.
+    fn asked<R>(&self, request: impl FnOnce(&mut Client) -> R) -> Option<R> {
+        let answer = self.poll.owner.client.borrow_mut().as_mut().map(request);
         self.poll.settle();
         answer
     }
+}
+
+/// The answer to what is asked of a closed fork server.
+fn closed() -> std::result::Result<Launched, Failure> {
+    Err(Failure::closed())
 }
 
 impl Drop for Server {
