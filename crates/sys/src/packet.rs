@@ -156,7 +156,9 @@ pub fn receive<'a>(
             )
         };
         match received {
-            Err(Errno::EINTR) => {}
+            // The peer closed its end with something of ours unread. That is told once, ahead of what it had sent
+            // before; whoever reads on gets that, and then the end of file.
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
             other => break other?,
         }
     };
@@ -285,6 +287,19 @@ mod tests {
         assert_eq!(fds.len(), 2);
         let bytes = packet.bytes.to_vec();
         assert_eq!(read_message::<Launch>(&bytes, &mut fds).expect("reads"), launch);
+    }
+
+    #[test]
+    fn what_was_sent_before_the_end_is_read_though_the_peer_left_something_unread() {
+        let (left, right) = socket::seqpacket_pair().expect("pair");
+        send_message(right.as_fd(), &Launch::default(), &[], 0).expect("send");
+        send_message(left.as_fd(), &Launch::default(), &[], 0).expect("send");
+        drop(left);
+        let mut buffer = vec![0; frame::PACKET_MAX];
+        let packet = receive(right.as_fd(), &mut buffer, &mut Vec::new(), 0).expect("the last word");
+        assert!(!packet.bytes.is_empty());
+        let packet = receive(right.as_fd(), &mut buffer, &mut Vec::new(), 0).expect("the end");
+        assert!(packet.bytes.is_empty());
     }
 
     #[test]
