@@ -97,7 +97,7 @@ fn start<'a>(nest: &'a Nest<'a>, socket: BorrowedFd<'_>, marks: &mut Marks) -> R
     if nest.launch.report_init {
         report::placed(socket);
     }
-    let signals = watch_children()?;
+    let signals = watch_signals(nest.pid_namespace)?;
     marks.add(Step::PrepareInit);
     if nest.pid_namespace || nest.mounts.is_some() {
         nest::set_up(nest.mounts, nest.launch, nest.hostname, marks)?;
@@ -126,11 +126,22 @@ fn start<'a>(nest: &'a Nest<'a>, socket: BorrowedFd<'_>, marks: &mut Marks) -> R
     Ok(Running { pid, exec_ns, signals })
 }
 
+/// What tells a supervisor that the fork server is dead.
+const PARENT_DIED: i32 = libc::SIGTERM;
+
 /// A signalfd for SIGCHLD. The template ignores it, and then children would vanish unseen.
-fn watch_children() -> Result<OwnedFd, Fault<'static>> {
+///
+/// Without a pid namespace it also tells of the parent's death, which must not be this process's own at once: a program
+/// that gains capabilities by its exec (that of a root host does) loses its death signal there, and so has to be killed.
+fn watch_signals(pid_namespace: bool) -> Result<OwnedFd, Fault<'static>> {
     let step = Step::PrepareInit;
     child::set_default(libc::SIGCHLD).at(step, "rt_sigaction", b"SIGCHLD")?;
-    let mask = 1_u64 << (libc::SIGCHLD - 1);
+    let mut mask = 1_u64 << (libc::SIGCHLD - 1);
+    if !pid_namespace {
+        // Until here it was SIGKILL: a parent that died before has taken this process along.
+        process::prctl(libc::PR_SET_PDEATHSIG, PARENT_DIED as usize).at(step, "prctl", b"")?;
+        mask |= 1_u64 << (PARENT_DIED - 1);
+    }
     // SAFETY: a mask of 8 bytes of ours.
     let fd = unsafe {
         nestbox_sys::syscall!(
@@ -189,7 +200,10 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &Running, marks: 
         let until = [wall_end, cpu_look].into_iter().flatten().min();
         let (message, child) = wait(socket, running.signals.as_fd(), until);
         if child {
-            drain(running.signals.as_fd());
+            if next_signal(running.signals.as_fd()) == Some(PARENT_DIED) {
+                kill_all(nest, running.pid, &mut ended);
+                crate::exit(0);
+            }
             reap(false, running.pid, &mut ended);
             if ended.is_some() {
                 break Verdict::default();
@@ -246,11 +260,19 @@ fn wait(socket: BorrowedFd<'_>, signals: BorrowedFd<'_>, until: Option<u64>) -> 
     (fds[0].revents != 0, fds[1].revents != 0)
 }
 
-fn drain(signals: BorrowedFd<'_>) {
-    let mut info = [0_u8; 128];
+/// Takes one signal off the signalfd. The number comes first in a `struct signalfd_siginfo`.
+fn next_signal(signals: BorrowedFd<'_>) -> Option<i32> {
+    let mut info = [0_u32; 32];
     // SAFETY: a buffer of ours; the fd is non-blocking.
-    let _ =
-        unsafe { nestbox_sys::syscall!(libc::SYS_read, signals.as_raw_fd(), info.as_mut_ptr(), info.len()) };
+    let read = unsafe {
+        nestbox_sys::syscall!(
+            libc::SYS_read,
+            signals.as_raw_fd(),
+            info.as_mut_ptr(),
+            std::mem::size_of_val(&info)
+        )
+    };
+    read.ok().map(|_| info[0] as i32)
 }
 
 /// What the host said.

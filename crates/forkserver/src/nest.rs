@@ -22,10 +22,13 @@ use crate::report::Marks;
 use crate::source::{below_root, c_path};
 use crate::tree::PROC_FLAGS;
 
+/// What covers a file of proc, where the tree has it.
+const NULL_DEVICE: &CStr = c"/dev/null";
+
 /// How one entry of proc is covered.
 #[derive(Debug)]
 enum Mask {
-    /// By the null device.
+    /// By the null device, or by an empty file where the policy shows no devices.
     File(CString),
     /// By an empty, read-only tmpfs.
     Directory(CString),
@@ -33,9 +36,17 @@ enum Mask {
     ReadOnly(CString),
 }
 
+/// What of proc is covered.
+#[derive(Debug)]
+struct Masks {
+    entries: Vec<Mask>,
+    /// The tree has a null device to cover files with.
+    null_device: bool,
+}
+
 #[derive(Debug)]
 enum NestStep {
-    Proc { path: CString, masks: Vec<Mask> },
+    Proc { path: CString, masks: Masks },
     Tmpfs { path: CString, size: u64, inodes: u64, mode: u32, exec: bool },
     Devpts { path: CString },
     Directory { path: CString, mode: u32 },
@@ -75,7 +86,8 @@ impl NestPlan {
                             masks.push(Mask::ReadOnly(inside));
                         }
                     }
-                    NestStep::Proc { path, masks }
+                    let null_device = kind_of(NULL_DEVICE) == Some(libc::S_IFCHR);
+                    NestStep::Proc { path, masks: Masks { entries: masks, null_device } }
                 }
                 Some(mount::Kind::Tmpfs(tmpfs)) => NestStep::Tmpfs {
                     path,
@@ -224,14 +236,23 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, marks: &mut Marks) -> Result<(), Fa
     for step in &mounts.plan.steps {
         match step {
             NestStep::Proc { path, masks } => {
+                let cover_with = if masks.null_device { NULL_DEVICE } else { empty_file(path)? };
                 mount(c"proc", path, c"proc", PROC_FLAGS, c"").at(
                     Step::MountProc,
                     "mount",
                     path.to_bytes(),
                 )?;
                 marks.add(Step::MountProc);
-                for mask in masks {
-                    cover(mask)?;
+                for mask in &masks.entries {
+                    cover(mask, cover_with)?;
+                }
+                if !masks.null_device {
+                    // SAFETY: a C string.
+                    unsafe { nestbox_sys::syscall!(libc::SYS_chdir, c"/".as_ptr()) }.at(
+                        Step::MaskProc,
+                        "chdir",
+                        b"/",
+                    )?;
                 }
                 marks.add(Step::MaskProc);
             }
@@ -279,10 +300,35 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, marks: &mut Marks) -> Result<(), Fa
     Ok(())
 }
 
-fn cover(mask: &Mask) -> Result<(), Fault<'_>> {
+/// Makes an empty, read-only file that no path leads to: on a tmpfs at `path`, which proc is then mounted over. Goes
+/// there, so that the name it answers leads to the file all the same.
+fn empty_file(path: &CStr) -> Result<&'static CStr, Fault<'_>> {
+    const NAME: &CStr = c"empty";
+    let step = Step::MaskProc;
+    mount(c"tmpfs", path, c"tmpfs", PROC_FLAGS, c"mode=0555,size=4k,nr_inodes=2").at(
+        step,
+        "mount",
+        path.to_bytes(),
+    )?;
+    // SAFETY: a C string.
+    unsafe { nestbox_sys::syscall!(libc::SYS_chdir, path.as_ptr()) }.at(step, "chdir", path.to_bytes())?;
+    open_at(libc::AT_FDCWD, NAME, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL, 0o444, 0).at(
+        step,
+        "openat2",
+        path.to_bytes(),
+    )?;
+    mount(c"tmpfs", c".", c"tmpfs", libc::MS_REMOUNT | libc::MS_RDONLY | PROC_FLAGS, c"").at(
+        step,
+        "mount",
+        path.to_bytes(),
+    )?;
+    Ok(NAME)
+}
+
+fn cover<'a>(mask: &'a Mask, with: &CStr) -> Result<(), Fault<'a>> {
     let step = Step::MaskProc;
     match mask {
-        Mask::File(path) => mount_flags(c"/dev/null", path, libc::MS_BIND).at(step, "mount", path.to_bytes()),
+        Mask::File(path) => mount_flags(with, path, libc::MS_BIND).at(step, "mount", path.to_bytes()),
         Mask::Directory(path) => {
             let flags = PROC_FLAGS | libc::MS_RDONLY;
             mount(c"tmpfs", path, c"tmpfs", flags, c"mode=0555,size=4k,nr_inodes=2").at(
