@@ -17,7 +17,7 @@ use crate::document::{Network, Policy};
 use crate::error::ResolveError;
 use crate::plan::{Entry, Layout};
 use crate::resolve::{bind_entry, default_tmpfs};
-use crate::source::{Source, Sources, c_path};
+use crate::source::{Source, c_path};
 
 /// Directories that are bound, or replicated where they are symlinks into /usr.
 pub(crate) const SYSTEM_DIRECTORIES: [&str; 7] =
@@ -90,7 +90,11 @@ const COPY_ENTRIES_MAX: usize = 64;
 const COPY_DEPTH_MAX: usize = 4;
 
 /// Puts the base into the layout.
-pub(crate) fn put(policy: &Policy, layout: &mut Layout, sources: &mut Sources) -> Result<(), ResolveError> {
+pub(crate) fn put(
+    policy: &Policy,
+    layout: &mut Layout,
+    sources: &mut Vec<Source>,
+) -> Result<(), ResolveError> {
     for path in SYSTEM_DIRECTORIES {
         put_system_directory(path, layout, sources)?;
     }
@@ -113,7 +117,11 @@ pub(crate) fn put(policy: &Policy, layout: &mut Layout, sources: &mut Sources) -
     Ok(())
 }
 
-fn put_system_directory(path: &str, layout: &mut Layout, sources: &mut Sources) -> Result<(), ResolveError> {
+fn put_system_directory(
+    path: &str,
+    layout: &mut Layout,
+    sources: &mut Vec<Source>,
+) -> Result<(), ResolveError> {
     match fs::read_link(path) {
         Ok(target) => {
             if let Some(points_to) = target.to_str() {
@@ -140,7 +148,7 @@ fn expand(name: &str) -> Vec<String> {
 }
 
 /// A file or directory of /etc: a symlink if it is one into /usr, a copy if it is small, else a bind.
-fn put_configuration(path: &str, layout: &mut Layout, sources: &mut Sources) -> Result<(), ResolveError> {
+fn put_configuration(path: &str, layout: &mut Layout, sources: &mut Vec<Source>) -> Result<(), ResolveError> {
     if let Some(entry) = symlink_into_usr(path) {
         layout.put_base(path, entry);
         return Ok(());
@@ -152,7 +160,7 @@ fn put_configuration(path: &str, layout: &mut Layout, sources: &mut Sources) -> 
             for (path, entry) in copy.entries {
                 layout.put_base(path, entry);
             }
-            sources.copied.append(&mut copy.sources);
+            sources.append(&mut copy.sources);
         } else {
             layout.put_base(path, bind_entry(path, false, true, sources)?);
         }
@@ -177,10 +185,10 @@ fn is_public(metadata: &fs::Metadata) -> bool {
 }
 
 /// A copy of a small, public, regular file.
-pub(crate) fn copy_entry(path: &str, sources: &mut Sources) -> Option<Entry> {
+pub(crate) fn copy_entry(path: &str, sources: &mut Vec<Source>) -> Option<Entry> {
     let mut copy = Copy::default();
     copy.file(path)?;
-    sources.copied.append(&mut copy.sources);
+    sources.append(&mut copy.sources);
     copy.entries.pop().map(|(_, entry)| entry)
 }
 

@@ -6,6 +6,7 @@
 //! by `crates/client`, on a policy's first launch and whenever [`Resolved::is_current`] says no.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -34,23 +35,20 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// What of a fresh proc is covered: what tells about the machine or its owner, and what acts on it. Each costs every
-/// launch some 5 µs, so what the kernel itself refuses to someone without capabilities in its own user namespace is
-/// covered only where one slip would be costly. Runtimes whose containers share the host's user namespace also protect
-/// /proc/bus, /proc/fs and /proc/irq; in a nest all of those belong to an id that it doesn't have.
-const MASKED: [&str; 12] = [
+/// What of a fresh proc is covered: what anyone may read there and tells about the machine or its owner, and what acts on
+/// the machine. Each costs every launch some 5 µs (a directory 13), so what is only for root's eyes is left to the kernel,
+/// except where a single slip would be costly; and so are /proc/bus, /proc/fs and /proc/irq, which runtimes protect whose
+/// containers have the host's root: in a nest they belong to an id that it doesn't have.
+const MASKED: [&str; 9] = [
     "acpi",
     "asound",
     "kcore",
-    "key-users",
     "keys",
     "latency_stats",
     "sched_debug",
     "scsi",
     "sysrq-trigger",
-    "timer_list",
     "timer_stats",
-    "vmallocinfo",
 ];
 
 /// What of a fresh proc is read-only. The sandboxee has the id that owns its namespaces' sysctls.
@@ -113,9 +111,9 @@ impl Resolved {
         self.sources.are_current()
     }
 
-    /// What was seen on the host: bind sources, then files whose content is in the plan.
+    /// What was seen on the host: the policy's bind sources, then what is of the base, or whose content is in the plan.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
-        self.sources.bound.iter().chain(&self.sources.copied)
+        self.sources.bound.iter().chain(&self.sources.seldom)
     }
 
     /// The mount point that a launch names by `path`.
@@ -207,7 +205,7 @@ fn lay_out(
 ) -> Result<Layout, ResolveError> {
     let mut layout = Layout::default();
     if policy.base == Base::HostSystem {
-        host_system::put(policy, &mut layout, sources)?;
+        host_system::put(policy, &mut layout, &mut sources.seldom)?;
     }
     if policy.dev == Dev::Minimal {
         put_devices(policy, &mut layout)?;
@@ -240,10 +238,14 @@ fn put_devices(policy: &Policy, layout: &mut Layout) -> Result<(), ResolveError>
     Ok(())
 }
 
-/// A nest's own proc. Only what this host has is listed: the rest would be looked for in vain by every template.
+/// A nest's own proc. Only what there is on this host is listed, and no empty directory, of which most hosts have one.
 fn fresh_proc() -> Entry {
     let present = |names: &[&str]| {
-        let names = names.iter().filter(|name| Path::new("/proc").join(name).symlink_metadata().is_ok());
+        let names = names.iter().filter(|name| {
+            let path = Path::new("/proc").join(name);
+            path.symlink_metadata().is_ok()
+                && !fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+        });
         names.map(|name| name.as_bytes().to_vec()).collect()
     };
     Entry::Proc(ProcMount { masked: present(&MASKED), read_only: present(&READ_ONLY) })
@@ -272,7 +274,7 @@ fn put_entries(
         let entry = match entry {
             MountEntry::Bind { source, writable, exec, optional, .. } => {
                 let source = path::clean(source).unwrap_or_default();
-                match bind_entry(&source, *writable, *exec, sources) {
+                match bind_entry(&source, *writable, *exec, &mut sources.bound) {
                     Ok(entry) => entry,
                     Err(error) if *optional && matches!(error.errno, libc::ENOENT | libc::ENOTDIR) => {
                         sources.bound.extend(c_path(&source).map(Source::missing));
@@ -334,7 +336,7 @@ fn put_library(library: &str, layout: &mut Layout, sources: &mut Sources) -> Res
                 Ok(())
             }
             (Ok(_), _) => {
-                let entry = bind_entry(library, false, true, sources)?;
+                let entry = bind_entry(library, false, true, &mut sources.bound)?;
                 layout.put(place, entry);
                 Ok(())
             }
@@ -345,12 +347,12 @@ fn put_library(library: &str, layout: &mut Layout, sources: &mut Sources) -> Res
     }
     if libraries::is_loader_configuration(library) {
         // It is read by the loader, not mapped: a copy does, and costs launches nothing.
-        let copy = host_system::copy_entry(library, sources);
-        let entry = copy.map_or_else(|| bind_entry(library, false, false, sources), Ok)?;
+        let copy = host_system::copy_entry(library, &mut sources.seldom);
+        let entry = copy.map_or_else(|| bind_entry(library, false, false, &mut sources.bound), Ok)?;
         layout.put_base(place, entry);
         return Ok(());
     }
-    let entry = bind_entry(library, false, true, sources)?;
+    let entry = bind_entry(library, false, true, &mut sources.bound)?;
     layout.put(place, entry);
     Ok(())
 }
@@ -360,7 +362,7 @@ pub(crate) fn bind_entry(
     source: &str,
     writable: bool,
     exec: bool,
-    sources: &mut Sources,
+    sources: &mut Vec<Source>,
 ) -> Result<Entry, ResolveError> {
     let fault = |step, errno: i32, syscall| ResolveError::new(step, errno, syscall, source);
     let name = c_path(source).ok_or_else(|| fault(Step::OpenBindSource, libc::EINVAL, "stat"))?;
@@ -390,7 +392,7 @@ pub(crate) fn bind_entry(
         expected_inode: status.st_ino,
         propagation: false,
     };
-    sources.bound.push(Source::bound(name, &status));
+    sources.push(Source::bound(name, &status));
     Ok(Entry::Bind(bind))
 }
 
@@ -420,7 +422,6 @@ mod tests {
     use crate::plan::tests::rehearse;
     use nestbox_protocol::{Mount, mount::Kind};
     use proptest::prelude::*;
-    use std::fs;
     use std::os::unix::fs::symlink as make_symlink;
     use std::process::Command;
 
@@ -662,6 +663,7 @@ mod tests {
         let Some(Kind::Proc(proc)) = step(nest, "/proc") else { panic!("a proc") };
         assert_eq!(proc.read_only, [b"sys"]);
         assert_eq!(proc.masked.contains(&b"kcore".to_vec()), Path::new("/proc/kcore").exists());
+        assert!(proc.masked.contains(&b"keys".to_vec()) == Path::new("/proc/keys").exists());
         assert!(proc.masked.iter().all(|name| Path::new("/proc").join(name_of(name)).exists()));
         assert_eq!(resolved.tmpfs_paths, ["/dev/shm", "/tmp"]);
         assert_eq!(resolved.skipped, [""; 0]);

@@ -1,8 +1,8 @@
 //! What was seen on the host when a policy was resolved, and whether it is still so.
 //!
-//! A plan is kept as long as this says that it is current, which is asked before every launch: one stat(2) for each bind
-//! source, nothing allocated. Files whose content went into the plan are many (the base copies small files of /etc) and
-//! hardly ever change, so they are looked at only every [`COPIES_INTERVAL`].
+//! A plan is kept as long as this says that it is current, which is asked before every launch: one stat(2) for each source
+//! that the policy binds, nothing allocated. The base, and files whose content went into the plan, are many (a stat is
+//! some 1.5 µs) and change when the system is upgraded; they are looked at only every [`SELDOM`].
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
@@ -14,8 +14,8 @@ use nix::errno::Errno;
 use nix::sys::stat::{FileStat, stat};
 use nix::time::{ClockId, clock_gettime};
 
-/// How long a copied file's change may go unnoticed.
-pub(crate) const COPIES_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a change of the base, or of a file whose content was copied, may go unnoticed.
+pub(crate) const SELDOM: Duration = Duration::from_millis(100);
 
 /// A file or directory of the host that a plan was made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,27 +77,32 @@ pub(crate) fn c_path(path: impl AsRef<Path>) -> Option<CString> {
 /// All sources of a plan.
 #[derive(Debug, Default)]
 pub(crate) struct Sources {
+    /// What the policy binds: looked at each time.
     pub(crate) bound: Vec<Source>,
-    pub(crate) copied: Vec<Source>,
-    /// When the copied ones were last looked at, in nanoseconds of the coarse monotonic clock.
+    /// What is looked at now and then.
+    pub(crate) seldom: Vec<Source>,
+    /// When that was last done, in nanoseconds of the coarse monotonic clock.
     looked: AtomicU64,
 }
 
 impl Sources {
     /// Whether nothing has changed.
     pub(crate) fn are_current(&self) -> bool {
-        self.bound.iter().all(Source::is_current) && self.copies_are_current()
+        self.bound.iter().all(Source::is_current) && self.rest_is_current()
     }
 
-    fn copies_are_current(&self) -> bool {
+    fn rest_is_current(&self) -> bool {
+        if self.seldom.is_empty() {
+            return true;
+        }
         let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from) else {
             return false;
         };
         let now = now.as_nanos() as u64;
-        if now.saturating_sub(self.looked.load(Ordering::Relaxed)) < COPIES_INTERVAL.as_nanos() as u64 {
+        if now.saturating_sub(self.looked.load(Ordering::Relaxed)) < SELDOM.as_nanos() as u64 {
             return true;
         }
-        let current = self.copied.iter().all(Source::is_current);
+        let current = self.seldom.iter().all(Source::is_current);
         if current {
             self.looked.store(now, Ordering::Relaxed);
         }
@@ -149,16 +154,16 @@ mod tests {
     }
 
     #[test]
-    fn copies_are_looked_at_now_and_then() {
+    fn the_rest_is_looked_at_now_and_then() {
         let directory = tempfile::tempdir().expect("makes a directory");
         let path = directory.path().join("a");
         fs::write(&path, "one").expect("writes");
         let name = c_path(&path).expect("no NUL");
-        let copied = vec![Source::copied(name.clone(), &stat(name.as_c_str()).expect("is there"))];
-        let sources = Sources { copied, ..Sources::default() };
+        let seldom = vec![Source::copied(name.clone(), &stat(name.as_c_str()).expect("is there"))];
+        let sources = Sources { seldom, ..Sources::default() };
         assert!(sources.are_current());
         fs::write(&path, "another").expect("writes");
-        std::thread::sleep(COPIES_INTERVAL * 2);
+        std::thread::sleep(SELDOM * 2);
         assert!(!sources.are_current());
         assert!(!sources.are_current(), "a change isn't forgotten");
     }
