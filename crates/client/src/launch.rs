@@ -404,7 +404,8 @@ pub(crate) fn tighten(policy: &Limits, launch: &Limits) -> Limits {
         processes: least(policy.processes, launch.processes),
         open_files: least(policy.open_files, launch.open_files),
         file_size: least(policy.file_size, launch.file_size),
-        disk: least(policy.disk, launch.disk),
+        // The policy's is in the size of each tmpfs already, where an explicit size goes before it.
+        disk: launch.disk,
         stack: least(policy.stack, launch.stack),
         core: least(policy.core, launch.core),
         address_space_per_process: least(policy.address_space_per_process, launch.address_space_per_process),

@@ -16,7 +16,7 @@ use nestbox_sys::mount::{
 use nestbox_sys::process;
 
 use crate::fault::{At, Fault};
-use crate::launch::{LaunchFile, NetworkSource, Prepared};
+use crate::launch::{Ids, LaunchFile, NetworkSource, Prepared};
 use crate::network;
 use crate::report::Marks;
 use crate::source::{below_root, c_path};
@@ -209,7 +209,7 @@ pub(crate) fn set_up<'a>(
         NetworkSource::Host => {}
     }
     if let Some(mounts) = mounts {
-        mount_all(mounts, marks)?;
+        mount_all(mounts, launch.ids, marks)?;
     }
     for bind in &launch.binds {
         attach_bind(bind)?;
@@ -231,7 +231,7 @@ pub(crate) fn set_up<'a>(
     Ok(())
 }
 
-fn mount_all<'a>(mounts: &'a NestMounts<'_>, marks: &mut Marks) -> Result<(), Fault<'a>> {
+fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Result<(), Fault<'a>> {
     let mut options = mounts.tmpfs_options.iter();
     for step in &mounts.plan.steps {
         match step {
@@ -276,12 +276,15 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, marks: &mut Marks) -> Result<(), Fa
                 marks.add(Step::MountDevpts);
             }
             NestStep::Directory { path, mode } => {
-                // SAFETY: a C string.
-                unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, libc::AT_FDCWD, path.as_ptr(), *mode) }
-                    .at(Step::CreateDirectory, "mkdirat", path.to_bytes())?;
+                make_directory(path, *mode, ids).at(Step::CreateDirectory, "mkdirat", path.to_bytes())?;
             }
             NestStep::File { path, content, mode } => {
-                write_new_file(path, content, *mode, None).at(Step::WriteFile, "openat2", path.to_bytes())?;
+                let owner = Some((ids.outer_uid, ids.outer_gid));
+                write_new_file(path, content, *mode, owner).at(
+                    Step::WriteFile,
+                    "openat2",
+                    path.to_bytes(),
+                )?;
             }
             NestStep::Symlink { path, points_to } => {
                 // SAFETY: C strings.
@@ -399,6 +402,25 @@ fn write_private_file<'a>(file: &'a LaunchFile<'_>, launch: &Prepared<'_>) -> Re
     let path = CStr::from_bytes_until_nul(&path)
         .map_err(|_| Fault::new(step, Errno::EINVAL, "openat2", file.path))?;
     write_new_file(path, file.content, file.mode, owner).at(step, "openat2", file.path)
+}
+
+/// Makes a directory of the sandboxee's on a file system of the nest's own. The mode is the policy's, whatever our umask.
+fn make_directory(path: &CStr, mode: u32, ids: Ids) -> Result<(), Errno> {
+    // SAFETY: a C string.
+    unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, libc::AT_FDCWD, path.as_ptr(), mode) }?;
+    // SAFETY: as above.
+    unsafe {
+        nestbox_sys::syscall!(
+            libc::SYS_fchownat,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            ids.outer_uid,
+            ids.outer_gid,
+            libc::AT_SYMLINK_NOFOLLOW
+        )
+    }?;
+    // SAFETY: as above.
+    unsafe { nestbox_sys::syscall!(libc::SYS_fchmodat, libc::AT_FDCWD, path.as_ptr(), mode) }.map(drop)
 }
 
 /// Creates and writes a file below this process's root.
