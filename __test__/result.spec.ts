@@ -48,7 +48,7 @@ const HOST: HostFacts = {
   queueMs: 1,
   canceled: false,
   timedOut: false,
-  sent: 0,
+  sent: [],
   stdout: undefined,
   stderr: undefined,
   overflowed: false,
@@ -72,28 +72,28 @@ test(
   'killed',
   decided,
   { ending: 'signaled', status: SIGKILL, killedByHost: true },
-  { sent: SIGKILL },
+  { sent: [SIGKILL] },
   { status: 'killed', signal: 'SIGKILL' },
 )
 test(
   'asked to stop',
   decided,
   { ending: 'signaled', status: SIGTERM, killedByHost: true },
-  { sent: SIGTERM },
+  { sent: [SIGTERM] },
   { status: 'killed', signal: 'SIGTERM' },
 )
 test(
   'asked to stop, but crashed',
   decided,
   { ending: 'signaled', status: SIGSEGV, killedByHost: true },
-  { sent: SIGTERM },
+  { sent: [SIGTERM] },
   { status: 'signaled', signal: 'SIGSEGV' },
 )
 test(
   'asked to stop, and exited',
   decided,
   { status: 0, killedByHost: true },
-  { sent: SIGTERM },
+  { sent: [SIGTERM] },
   { status: 'exited', exitCode: 0 },
 )
 test(
@@ -107,7 +107,7 @@ test(
   'limit before kill',
   decided,
   { ending: 'signaled', status: SIGKILL, limit: 'wallTime', killedByHost: true },
-  { sent: SIGKILL },
+  { sent: [SIGKILL] },
   { status: 'limit-exceeded', limit: 'wallTime', signal: 'SIGKILL' },
 )
 test(
@@ -121,14 +121,14 @@ test(
   'output on a stream',
   decided,
   { ending: 'signaled', status: SIGKILL, killedByHost: true },
-  { sent: SIGKILL, overflowed: true },
+  { sent: [SIGKILL], overflowed: true },
   { status: 'limit-exceeded', limit: 'output', signal: 'SIGKILL' },
 )
 test(
   'timed out, left of its own accord',
   decided,
   { status: 0 },
-  { timedOut: true, sent: SIGTERM },
+  { timedOut: true, sent: [SIGTERM] },
   { status: 'limit-exceeded', limit: 'wallTime' },
 )
 test(

@@ -64,7 +64,8 @@ export class Flight implements Listener {
   /** Descriptors that were opened for this launch. */
   #opened: number[] = []
   #queueMs = 0
-  #sent = 0
+  /** The signals that the host sent, in order. */
+  readonly #sent: number[] = []
   #canceled = false
   #timedOut = false
   #settled = false
@@ -117,7 +118,7 @@ export class Flight implements Listener {
   kill(signal: number): boolean {
     if (this.#connection === undefined || this.#settled) return false
     const sent = this.#connection.kill(this.#token, signal)
-    if (sent) this.#sent = signal
+    if (sent) this.#sent.push(signal)
     return sent
   }
 

@@ -16,8 +16,8 @@ export interface HostFacts {
   readonly canceled: boolean
   /** The host's own timer for `killSignal` ended it. */
   readonly timedOut: boolean
-  /** The last signal that the host sent, by number; 0 if none. */
-  readonly sent: number
+  /** The signals that the host sent, by number. */
+  readonly sent: readonly number[]
   /** What was captured or counted on streams of the host; undefined where the core did it. */
   readonly stdout: Streamed | undefined
   readonly stderr: Streamed | undefined
@@ -63,7 +63,7 @@ export const verdict = (
   if (!signaled) return { status: 'exited', exitCode: ended.status }
   const signal = signalName(ended.status)
   // A program that was asked to stop, and crashes of something else, was not killed by us.
-  const ours = ended.status === host.sent || (ended.killedByHost && ended.status === constants.signals.SIGKILL)
+  const ours = host.sent.includes(ended.status) || (ended.killedByHost && ended.status === constants.signals.SIGKILL)
   return ours ? { status: 'killed', signal } : { status: 'signaled', signal }
 }
 
