@@ -1,0 +1,146 @@
+// Files that are brought out of a nest after its death: regular ones, whole, bounded, never by way of a link.
+
+import { chmodSync, existsSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+
+import test from 'ava'
+
+import { policy, run, Sandbox } from '../index.ts'
+import { scratch } from './helpers.ts'
+import { sh } from './inside.ts'
+
+test('bytes, exactly', async (t) => {
+  const { outputs, failed } = await sh(
+    { run },
+    String.raw`mkdir /tmp/sub; printf 'a\000\377' > /tmp/sub/a; : > /tmp/b`,
+    {
+      outputs: { first: { path: '/tmp/sub/a', maxBytes: 100 }, 'the second': { path: '/tmp/b', maxBytes: '1KiB' } },
+    },
+  )
+  t.false(failed)
+  const first: Uint8Array = outputs.first
+  t.deepEqual(first, Uint8Array.of(97, 0, 255))
+  t.deepEqual(outputs['the second'], new Uint8Array(0))
+})
+
+test('a large one', async (t) => {
+  const { outputs } = await sh({ run }, 'head -c 20000000 /dev/urandom > /tmp/a; sha256sum < /tmp/a > /tmp/sum', {
+    outputs: { a: { path: '/tmp/a', maxBytes: '20MiB' }, sum: { path: '/tmp/sum', maxBytes: 100 } },
+  })
+  const { createHash } = await import('node:crypto')
+  t.is(createHash('sha256').update(outputs.a).digest('hex'), Buffer.from(outputs.sum).toString().slice(0, 64))
+})
+
+test('to a new host file', async (t) => {
+  const to = path.join(scratch(t), 'copy')
+  const { outputs } = await sh({ run }, 'echo hello > /tmp/a', {
+    outputs: { a: { path: '/tmp/a', maxBytes: 100, to } },
+  })
+  t.deepEqual(outputs, { a: { bytes: 6 } })
+  t.is(readFileSync(to, 'utf8'), 'hello\n')
+})
+
+test('to a host file that exists, or a link: refused, and left alone', async (t) => {
+  const directory = scratch(t)
+  const there = path.join(directory, 'there')
+  const link = path.join(directory, 'link')
+  writeFileSync(there, 'mine')
+  symlinkSync(path.join(directory, 'elsewhere'), link)
+  for (const to of [there, link]) {
+    // oxlint-disable-next-line no-await-in-loop
+    const result = await sh({ run }, 'echo hello > /tmp/a', { outputs: { a: { path: '/tmp/a', maxBytes: 100, to } } })
+    t.true(result.failed)
+    t.is(result.outputErrors?.['a']?.errnoName, 'EEXIST')
+  }
+  t.is(readFileSync(there, 'utf8'), 'mine')
+  t.false(existsSync(path.join(directory, 'elsewhere')))
+})
+
+const refused = test.macro<[script: string, errnoName: RegExp, at?: string]>({
+  exec: async (t, script: string, errnoName: RegExp, at: string = '/tmp/out') => {
+    const to = path.join(scratch(t), 'copy')
+    const result = await sh({ run }, script, {
+      outputs: { bytes: { path: at, maxBytes: 1000 }, file: { path: at, maxBytes: 1000, to } },
+    })
+    t.is(result.status, 'exited')
+    t.true(result.failed)
+    t.deepEqual(Object.keys(result.outputs), [])
+    t.regex(result.outputErrors?.['bytes']?.errnoName ?? '', errnoName)
+    t.regex(result.outputErrors?.['file']?.errnoName ?? '', errnoName)
+    t.true(result.outputErrors?.['bytes']?.message.includes(at))
+    t.false(existsSync(to))
+  },
+  title: (name = '') => `refused: ${name}`,
+})
+
+test('one that is not there', refused, 'true', /^ENOENT$/)
+test('a link to a file of the host system', refused, 'ln -s /etc/passwd /tmp/out', /^ELOOP$/)
+test('a relative link', refused, 'echo x > /tmp/real; ln -s real /tmp/out', /^ELOOP$/)
+test('a link on the way', refused, 'ln -s /etc /tmp/dir', /^ELOOP$/, '/tmp/dir/passwd')
+test('a magic link', refused, 'true', /^(?:ELOOP|ENOENT|EXDEV|EACCES)$/, '/proc/self/exe')
+test('a pipe, which does not block', refused, 'mkfifo /tmp/out', /^(?:EMEDIUMTYPE|ENXIO)$/)
+test('a directory', refused, 'mkdir /tmp/out', /^(?:EMEDIUMTYPE|EISDIR)$/)
+test('a device', refused, 'true', /^(?:EMEDIUMTYPE|EXDEV)$/, '/dev/zero')
+test('one that is too large', refused, 'head -c 1001 /dev/zero > /tmp/out', /^EFBIG$/)
+test('a sparse giant', refused, 'truncate -s 900M /tmp/out', /^EFBIG$/)
+
+test('as large as it may be', async (t) => {
+  const { outputs } = await sh({ run }, 'head -c 1000 /dev/zero > /tmp/out', {
+    outputs: { out: { path: '/tmp/out', maxBytes: 1000 } },
+  })
+  t.is(outputs.out.length, 1000)
+})
+
+test('an optional one that is not there is no failure; one that is wrong is', async (t) => {
+  const outputs = { log: { path: '/tmp/log', maxBytes: 10, optional: true } } as const
+  const absent = await run('true', [], { outputs })
+  t.false(absent.failed)
+  t.is(absent.outputs.log, undefined)
+  t.is(absent.outputErrors, undefined)
+  const wrong = await sh({ run }, 'ln -s /etc/passwd /tmp/log', { outputs })
+  t.true(wrong.failed)
+  t.is(wrong.outputErrors?.['log']?.errnoName, 'ELOOP')
+})
+
+test('a file that the program alone may read is read as the program', async (t) => {
+  const { outputs } = await sh({ run }, 'echo secret > /tmp/a; chmod 600 /tmp/a; chmod 700 /tmp', {
+    outputs: { a: { path: '/tmp/a', maxBytes: 10 } },
+  })
+  t.is(Buffer.from(outputs.a).toString(), 'secret\n')
+})
+
+test('outputs of a program that failed, was killed or ran into a limit', async (t) => {
+  const outputs = { a: { path: '/tmp/a', maxBytes: 10 } }
+  for (const [script, status] of [
+    ['echo x > /tmp/a; exit 4', 'exited'],
+    ['echo x > /tmp/a; kill -SEGV $$', 'signaled'],
+    ['echo x > /tmp/a; sleep 60', 'limit-exceeded'],
+  ] as const) {
+    // oxlint-disable-next-line no-await-in-loop
+    const result = await sh({ run }, script, { outputs, timeout: 300 })
+    t.is(result.status, status)
+    t.is(Buffer.from(result.outputs.a).toString(), 'x\n')
+  }
+})
+
+test('from a writable bind', async (t) => {
+  const directory = scratch(t)
+  chmodSync(directory, 0o777)
+  const sandbox = await Sandbox.create(policy('host-system').bind(directory, '/data', { writable: true }))
+  const { outputs, failed } = await sh(sandbox, 'echo x > /data/a', {
+    outputs: { a: { path: '/data/a', maxBytes: 10 } },
+  })
+  t.false(failed)
+  t.is(Buffer.from(outputs.a).toString(), 'x\n')
+  t.deepEqual(readdirSync(directory), ['a'])
+})
+
+test('many at once', async (t) => {
+  const names = Array.from({ length: 40 }, (_, index) => `f${index}`)
+  const outputs = Object.fromEntries(names.map((name) => [name, { path: `/tmp/${name}`, maxBytes: 100 }]))
+  const result = await sh({ run }, `for i in ${names.join(' ')}; do echo $i > /tmp/$i; done`, { outputs })
+  t.deepEqual(
+    Object.entries(result.outputs).map(([name, bytes]) => [name, Buffer.from(bytes).toString()]),
+    names.map((name) => [name, `${name}\n`]),
+  )
+})

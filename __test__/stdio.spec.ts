@@ -1,0 +1,247 @@
+// The three descriptors in all their forms, with run().
+
+import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { open } from 'node:fs/promises'
+import { connect, createServer, type Socket } from 'node:net'
+import path from 'node:path'
+import { Readable } from 'node:stream'
+
+import test from 'ava'
+
+import { policy, RequestError, run, Sandbox, SpawnError } from '../index.ts'
+import { openDescriptors, scratch } from './helpers.ts'
+import { sh, withProbe } from './inside.ts'
+
+const MiB = 1024 ** 2
+
+// ---- in -----------------------------------------------------------------------------------------------------------------
+
+test('stdin is nothing by default', async (t) => {
+  const { stdout } = await sh({ run }, 'readlink /proc/self/fd/0; cat | wc -c')
+  t.is(stdout, '/dev/null\n0')
+})
+
+test('input: text, bytes, nothing', async (t) => {
+  t.is((await run('cat', [], { input: 'grüße\n' })).stdout, 'grüße')
+  const bytes = Uint8Array.from({ length: 256 }, (_, index) => index)
+  t.deepEqual((await run('cat', [], { input: bytes, encoding: 'buffer' })).stdout, bytes)
+  t.is((await run('cat', [], { input: '' })).stdout, '')
+  t.is((await run('cat', [], { stdin: 'pipe' })).stdout, '', 'run() has nobody to write to it')
+})
+
+test('input: more than a pipe holds, both ways at once', async (t) => {
+  const input = Buffer.alloc(5 * MiB, 'abcdefghij')
+  const { stdout } = await run('cat', [], { input, encoding: 'buffer' })
+  t.true(input.equals(stdout))
+})
+
+test('input: a program that does not read is no error', async (t) => {
+  const result = await run('true', [], { input: Buffer.alloc(3 * MiB) })
+  t.like(result, { status: 'exited', exitCode: 0 })
+  const head = await run('head', ['-c', '3'], { input: Buffer.alloc(3 * MiB, 'x') })
+  t.is(head.stdout, 'xxx')
+})
+
+test('input: a stream', async (t) => {
+  const input = Readable.from(['one\n', Buffer.from('two\n'), 'x'.repeat(300_000)])
+  t.is((await run('wc', ['-c'], { input })).stdout, String(300_008))
+})
+
+test('input: a stream that fails is an error, and the program is dead', async (t) => {
+  const cause = new Error('broken on purpose')
+  const input = new Readable({
+    read() {
+      this.push('something')
+      this.destroy(cause)
+    },
+  })
+  const error = await t.throwsAsync(run('sleep', ['60'], { input }), { instanceOf: RequestError })
+  t.is(error?.cause, cause)
+})
+
+test('input: a stream that never ends does not keep the program', async (t) => {
+  const input = new Readable({
+    read() {
+      this.push(Buffer.alloc(65_536))
+    },
+  })
+  t.is((await run('head', ['-c', '10'], { input, encoding: 'buffer' })).stdout.length, 10)
+})
+
+test('stdin: a file, a descriptor, a file handle', async (t) => {
+  const file = path.join(scratch(t), 'input')
+  writeFileSync(file, 'from a file\n')
+  t.is((await run('cat', [], { stdin: { file } })).stdout, 'from a file')
+  const fd = openSync(file, 'r')
+  t.is((await run('cat', [], { stdin: { fd } })).stdout, 'from a file')
+  // The caller keeps its own.
+  closeSync(fd)
+  const handle = await open(file)
+  t.is((await run('cat', [], { stdin: handle })).stdout, 'from a file')
+  await handle.close()
+})
+
+test('stdin: a file that is not there', async (t) => {
+  const file = path.join(scratch(t), 'none')
+  const error = await t.throwsAsync(run('cat', [], { stdin: { file } }), { instanceOf: SpawnError })
+  t.like(error, { errnoName: 'ENOENT', path: file, step: 'open-stdio' })
+})
+
+// ---- out ----------------------------------------------------------------------------------------------------------------
+
+test('stdout and stderr are captured apart, with their bytes', async (t) => {
+  const result = await sh({ run }, 'echo out; echo err >&2; printf more')
+  t.like(result, { stdout: 'out\nmore', stderr: 'err', stdoutBytes: 8, stderrBytes: 4 })
+})
+
+test('the forms of text', async (t) => {
+  const script = String.raw`printf 'a\r\nb\n\n'`
+  t.is((await sh({ run }, script)).stdout, 'a\r\nb\n')
+  t.is((await sh({ run }, script, { stripFinalNewline: false })).stdout, 'a\r\nb\n\n')
+  t.deepEqual((await sh({ run }, script, { lines: true })).stdout, ['a', 'b', ''])
+  t.deepEqual((await sh({ run }, script, { encoding: 'buffer' })).stdout, new Uint8Array(Buffer.from('a\r\nb\n\n')))
+  t.is((await sh({ run }, String.raw`printf '\377\376x'`)).stdout, '\uFFFD\uFFFDx')
+  const unbuffered = await sh({ run }, script, { buffer: false })
+  t.is(unbuffered.stdout, undefined)
+  t.is(unbuffered.stdoutBytes, 6)
+})
+
+test('ignore', async (t) => {
+  const result = await sh({ run }, 'readlink /proc/self/fd/5 5>&1 >&2; echo lost', { stdout: 'ignore' })
+  t.is(result.stdout, undefined)
+  t.is(result.stderr, '/dev/null')
+})
+
+test('files, truncated or appended to', async (t) => {
+  const file = path.join(scratch(t), 'log')
+  writeFileSync(file, 'what was there before, which is longer\n')
+  const first = await run('echo', ['first'], { stdout: { file } })
+  t.is(first.stdout, undefined)
+  t.is(readFileSync(file, 'utf8'), 'first\n')
+  await sh({ run }, 'echo second; echo error >&2', { stdout: { file, append: true }, stderr: { file, append: true } })
+  t.is(readFileSync(file, 'utf8'), 'first\nsecond\nerror\n')
+  const handle = await open(file, 'w')
+  await run('echo', ['third'], { stdout: handle })
+  await run('echo', ['fourth'], { stdout: { fd: handle.fd } })
+  await handle.close()
+  t.is(readFileSync(file, 'utf8'), 'third\nfourth\n')
+})
+
+test("stderr: 'stdout' is one stream in the true order", async (t) => {
+  const script = 'for i in 1 2 3 4 5 6 7 8 9; do echo o$i; echo e$i >&2; done'
+  const result = await sh({ run }, script, { stderr: 'stdout', lines: true })
+  t.deepEqual(
+    result.stdout,
+    [1, 2, 3, 4, 5, 6, 7, 8, 9].flatMap((index) => [`o${index}`, `e${index}`]),
+  )
+  t.is(result.stderr, undefined)
+  const file = path.join(scratch(t), 'both')
+  await sh({ run }, script, { stdout: { file }, stderr: 'stdout' })
+  t.deepEqual(readFileSync(file, 'utf8').trim().split('\n'), result.stdout)
+})
+
+test('/dev/stdout and /proc/self/fd/1 can be opened again', async (t) => {
+  const result = await sh(
+    { run },
+    'echo a > /dev/stdout; echo b > /dev/fd/1; echo c > /proc/self/fd/1; echo d > /dev/stderr',
+  )
+  t.is(result.stdout, 'a\nb\nc')
+  t.is(result.stderr, 'd')
+})
+
+test('/dev/stdin can be opened again', async (t) => {
+  t.is((await run('cat', ['/dev/stdin'], { input: 'x' })).stdout, 'x')
+})
+
+test('64 MiB, whole', async (t) => {
+  const sandbox = await Sandbox.create(policy('host-system').limits({ output: '70MiB' }))
+  const script = 'head -c 33554432 /dev/zero & head -c 33554432 /dev/zero >&2; wait'
+  const { stdout, stderr, stdoutBytes, stderrBytes, status } = await sh(sandbox, script, { encoding: 'buffer' })
+  t.is(status, 'exited')
+  t.deepEqual(
+    [stdout.length, stderr.length, stdoutBytes, stderrBytes],
+    Array.from({ length: 4 }, () => 32 * MiB),
+  )
+})
+
+test('a background process that holds the pipe does not hold the result', async (t) => {
+  const result = await sh({ run }, 'sleep 60 & echo started')
+  t.like(result, { status: 'exited', stdout: 'started' })
+})
+
+// ---- which descriptors --------------------------------------------------------------------------------------------------
+
+test('a program has its own three descriptors, and no other', async (t) => {
+  const directory = scratch(t)
+  const opened = Array.from({ length: 40 }, () => openSync(directory, 'r'))
+  t.teardown(() => {
+    for (const fd of opened) closeSync(fd)
+  })
+  const sandbox = await Sandbox.create(withProbe(policy('host-system')))
+  t.is((await sandbox.run('/probe', ['open-fds'])).stdout, '0,1,2')
+  t.is((await sandbox.run('/probe', ['open-fds'], { stdio: ['ignore', 'pipe', 'ignore'] })).stdout, '0,1,2')
+})
+
+test('more descriptors, where they are asked for', async (t) => {
+  const directory = scratch(t)
+  const file = path.join(directory, 'file')
+  writeFileSync(file, 'three\n')
+  const fd = openSync(file, 'r')
+  t.teardown(() => closeSync(fd))
+  const sandbox = await Sandbox.create(withProbe(policy('host-system')))
+  const stdio = ['ignore', 'pipe', 'pipe', { fd }, 'ignore', { fd }] as const
+  t.is((await sandbox.run('/probe', ['open-fds'], { stdio })).stdout, '0,1,2,3,5')
+  t.is((await sandbox.run('cat', ['/dev/fd/3'], { stdio })).stdout, 'three')
+})
+
+test('what leads out is refused: directories, sockets, O_PATH; unless it is meant', async (t) => {
+  const directory = scratch(t)
+  const server = createServer((socket) => socket.resume())
+  t.teardown(() => server.close())
+  await new Promise<void>((resolve) => {
+    server.listen(0, '127.0.0.1', resolve)
+  })
+  const socket = await new Promise<Socket>((resolve) => {
+    const made = connect((server.address() as { port: number }).port, '127.0.0.1', () => resolve(made))
+  })
+  t.teardown(() => socket.destroy())
+  const socketFd = (socket as unknown as { _handle: { fd: number } })._handle.fd
+  mkdirSync(path.join(directory, 'd'))
+  const directoryFd = openSync(path.join(directory, 'd'), 'r')
+  const pathFd = openSync('/etc/passwd', 0o10000000)
+  t.teardown(() => {
+    closeSync(directoryFd)
+    closeSync(pathFd)
+  })
+  for (const fd of [directoryFd, pathFd, socketFd]) {
+    // oxlint-disable-next-line no-await-in-loop
+    const error = await t.throwsAsync(run('true', [], { stdin: { fd } }), { instanceOf: RequestError })
+    t.is(error?.code, 'ERR_NESTBOX_UNSAFE_FD')
+    // oxlint-disable-next-line no-await-in-loop
+    t.is((await run('true', [], { stdin: { fd, unsafe: true } })).status, 'exited')
+  }
+  const closed = await t.throwsAsync(run('true', [], { stdin: { fd: 987_654 } }))
+  t.regex((closed as { code?: string }).code ?? '', /^ERR_NESTBOX_/)
+})
+
+test.serial('no descriptor is left open, whatever happens', async (t) => {
+  const directory = scratch(t)
+  const file = path.join(directory, 'file')
+  const rounds = async () => {
+    await run('cat', [], { input: 'x' })
+    await sh({ run }, 'echo x; echo y >&2', { stdout: { file }, stderr: 'stdout' })
+    await run('cat', [], { stdin: { file } })
+    await t.throwsAsync(run('/none', [], { stdout: { file } }))
+    await t.throwsAsync(run('true', [], { stdin: { file: path.join(directory, 'none') } }))
+    await t.throwsAsync(run('true', [], { cwd: '/none', input: 'x' }))
+    await run('sleep', ['9'], { timeout: 20 })
+  }
+  // The first ones fill what is kept ready.
+  await rounds()
+  await rounds()
+  const before = openDescriptors().size
+  await rounds()
+  await rounds()
+  // Whatever other tests of this file hold at this moment has nothing to do with it: this one runs alone.
+  t.true(openDescriptors().size <= before, `${before} before, ${openDescriptors().size} after`)
+})
