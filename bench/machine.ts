@@ -128,8 +128,39 @@ export const look = async (ms: number): Promise<Quietness> => {
 export const waitUntilQuiet = async (ms: number, patience: number): Promise<Quietness> => {
   const end = performance.now() + patience
   for (;;) {
-    // One look after the other is what waiting is.
     const seen = await look(ms)
     if (seen.quiet || performance.now() > end) return seen
   }
 }
+
+/**
+ * Lets measuring go on only while nobody else uses the machine. Asked between turns, it looks now and then, for as short as the
+ * kernel's ticks allow, and waits while others are at work; until its patience for the whole scenario is used up.
+ */
+export class Gate {
+  readonly #patience: number
+  #next = 0
+  /** Milliseconds spent waiting. */
+  waited = 0
+  looks = 0
+  /** Looks at a machine that was not quiet, and measured on all the same. */
+  noisy = 0
+
+  constructor(patience: number) {
+    this.#patience = patience
+  }
+
+  async pass(): Promise<void> {
+    if (this.#patience === 0 || performance.now() < this.#next) return
+    this.looks += 1
+    const start = performance.now()
+    const { quiet } = await waitUntilQuiet(GLANCE, this.#patience - this.waited)
+    this.waited += performance.now() - start
+    if (!quiet) this.noisy += 1
+    this.#next = performance.now() + BETWEEN_GLANCES
+  }
+}
+
+/** Six ticks of the kernel's clock: on two processors one of them busy for one tick is below the limit. */
+const GLANCE = 60
+const BETWEEN_GLANCES = 400

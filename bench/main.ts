@@ -12,7 +12,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 
-import { describeMachine, readTicks, stealBetween, waitUntilQuiet } from './machine.ts'
+import { describeMachine, Gate, readTicks, stealBetween, waitUntilQuiet } from './machine.ts'
 import { compilePrograms, type Programs } from './programs.ts'
 import { progress, progressDone } from './progress.ts'
 import { publish } from './publish.ts'
@@ -43,17 +43,23 @@ const defaultFile = (date: string, whole: boolean): string => {
 }
 
 const measure = async (scenario: Scenario, settings: Settings, programs: Programs): Promise<ScenarioRecord[]> => {
-  progress(`${scenario.name.padEnd(12)} waiting for a quiet moment`)
+  const { name } = scenario
+  progress(`${name.padEnd(12)} waiting for a quiet moment`)
   const before = await waitUntilQuiet(settings.look, settings.patience)
+  const gate = new Gate(settings.patience)
   const ticks = readTicks()
   const start = performance.now()
-  progress(`${scenario.name.padEnd(12)} starting hosts`)
-  const records = await scenario.run({ scenario: scenario.name, settings, programs })
-  const seconds = Math.round((performance.now() - start) / 100) / 10
+  progress(`${name.padEnd(12)} starting hosts`)
+  const records = await scenario.run({ scenario: name, settings, programs, gate })
+  const seconds = tenths((performance.now() - start) / 1000)
   const steal = Math.round(stealBetween(ticks, readTicks()) * 1000) / 1000
   const after = await waitUntilQuiet(settings.look, 0)
-  return [...records, { type: 'quiet', scenario: scenario.name, before, after, steal, seconds }]
+  const { looks, noisy } = gate
+  const waited = tenths(gate.waited / 1000)
+  return [...records, { type: 'quiet', scenario: name, before, after, steal, seconds, looks, noisy, waited }]
 }
+
+const tenths = (number: number): number => Math.round(number * 10) / 10
 
 /** Measures; false if a scenario broke off or a mode of it could not be measured. */
 const measureAll = async (

@@ -2,6 +2,7 @@
 // else the machine does at one time happens to all of them alike.
 
 import { Host, type Sample } from './hosts.ts'
+import type { Gate } from './machine.ts'
 import { progressBar } from './progress.ts'
 import type { Programs } from './programs.ts'
 import { rounded, type SampleRecord, type ScenarioRecord } from './samples.ts'
@@ -26,6 +27,8 @@ export interface Context {
   readonly scenario: string
   readonly settings: Settings
   readonly programs: Programs
+  /** To be passed before each turn of all. */
+  readonly gate: Gate
 }
 
 /** Modes that need a program which not every system has. */
@@ -57,7 +60,7 @@ export const closeAll = async (open: readonly OpenSeries[]): Promise<void> => {
 
 /** Takes turns until each series has `launches` samples. */
 export const takeTurns = async (
-  { scenario, settings }: Context,
+  { scenario, settings, gate }: Context,
   open: readonly OpenSeries[],
   { launches = settings.launches, warmUp = settings.warmUp, watch = false } = {},
 ): Promise<Map<OpenSeries, Sample[]>> => {
@@ -65,6 +68,7 @@ export const takeTurns = async (
   for (const { host } of open) await host.turn(warmUp, watch)
   for (let done = 0, round = 0; done < launches; done += settings.turn, round += 1) {
     progressBar(scenario, done, launches)
+    await gate.pass()
     // Back and forth, so that nobody always comes after the same other one.
     const order = round % 2 === 0 ? open : open.toReversed()
     // The order is the point.

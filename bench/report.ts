@@ -163,17 +163,23 @@ const stepsTable = (record: StepsRecord): string => {
 const quietTable = (run: Run): string => {
   const rows = run.records
     .filter((record): record is QuietRecord => record.type === 'quiet')
-    .map(({ scenario, before, after, steal, seconds }) => [
+    .map(({ scenario, before, after, steal, seconds, looks, noisy, waited }) => [
       scenario,
       percent(before.busy),
       percent(after.busy),
       percent(steal),
       before.load.toFixed(2),
       seconds.toFixed(0),
-      before.quiet && after.quiet ? 'yes' : '**no**',
+      waited.toFixed(0),
+      looks === 0 ? '–' : `${looks - noisy} of ${looks}`,
+      wasQuiet(before.quiet, noisy, looks) ? 'yes' : '**no**',
     ])
-  return table(['scenario', 'busy before', 'busy after', 'steal during', 'load before', 'seconds', 'quiet'], rows)
+  const head = ['scenario', 'busy before', 'busy after', 'steal during', 'load before', 'seconds', 'waited']
+  return table([...head, 'quiet between turns', 'quiet'], rows)
 }
+
+/** One look in twenty may see something. */
+const wasQuiet = (before: boolean, noisy: number, looks: number): boolean => before && noisy <= looks / 20
 
 const describe = ({ run, records }: Run): string => {
   const peers = Object.entries(run.peers).map(([name, version]) => `${name} ${version}`)
@@ -236,7 +242,10 @@ export const reportOf = (run: Run, image: (name: string) => string): string => {
       ...steps.flatMap((record) => [`${label(record.mode)}:`, stepsTable(record)]),
     ),
     '## Was the machine quiet?',
-    'Looked at before and after each scenario, with all hosts idle. Steal is what other guests of the same hardware took.',
+    [
+      'Looked at before and after each scenario, and between turns, with all hosts idle; while others were at work, it waited.',
+      'Steal is what other guests of the same hardware took.',
+    ].join('\n'),
     quietTable(run),
     missing(run),
   ]

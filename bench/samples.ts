@@ -78,6 +78,12 @@ export interface QuietRecord {
   /** Taken by other guests of the same hardware, all through the scenario; a fraction. */
   readonly steal: number
   readonly seconds: number
+  /** How often it was looked whether the machine is quiet, while measuring. */
+  readonly looks: number
+  /** How often it was not, and patience was at an end. */
+  readonly noisy: number
+  /** Seconds spent waiting for others to finish. */
+  readonly waited: number
 }
 
 export type ScenarioRecord = SampleRecord | ThroughputRecord | StepsRecord | MemoryRecord | MissingRecord | QuietRecord

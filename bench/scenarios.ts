@@ -254,6 +254,7 @@ const throughput: Scenario = {
         progressBar(scenario, done, settings.floods)
         for (const inFlight of settings.inFlight) {
           for (const series of open) {
+            await context.gate.pass()
             const ms = await series.host.flood(settings.flood, inFlight)
             const key = `${series.mode} ${inFlight}`
             const entry = rates.get(key) ?? { series, inFlight, perSecond: [] }
@@ -331,6 +332,7 @@ const steps: Scenario = {
       }
       for (let done = 0; done < settings.launches; done += settings.turn) {
         progressBar(context.scenario, done, settings.launches)
+        await context.gate.pass()
         for (const series of open) samples.get(series)?.push(...(await series.host.steps(settings.turn)))
       }
       for (const [{ mode }, taken] of samples) records.push(toSteps(context, mode, taken))

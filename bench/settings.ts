@@ -23,7 +23,7 @@ export interface Settings {
   readonly flood: number
   /** Measurements of throughput a mode. */
   readonly floods: number
-  /** How long to wait for a quiet machine, in milliseconds. */
+  /** How long a scenario waits for others to leave the machine alone, in milliseconds, before and while it measures. */
   readonly patience: number
   /** How long to look whether the machine is quiet, in milliseconds. */
   readonly look: number
@@ -40,7 +40,7 @@ export const FULL: Settings = {
   inFlight: [1, 8, 64, 256],
   flood: 512,
   floods: 5,
-  patience: 60_000,
+  patience: 300_000,
   look: 1000,
 }
 
