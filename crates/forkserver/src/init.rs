@@ -99,7 +99,7 @@ fn start<'a>(nest: &'a Nest<'a>, socket: BorrowedFd<'_>, marks: &mut Marks) -> R
     }
     let signals = watch_signals(nest.pid_namespace)?;
     marks.add(Step::PrepareInit);
-    if nest.pid_namespace || nest.mounts.is_some() {
+    if nest.sandboxed {
         nest::set_up(nest.mounts, nest.launch, nest.hostname, marks)?;
     }
     marks.add(Step::SetHostname);

@@ -51,8 +51,10 @@ pub(crate) fn build(plan: &Plan, ids: IdMapping, origin: Origin) -> Result<Built
         "openat2",
         b"/",
     )?;
+    // A writable root is the sandboxee's with all that is made on it; otherwise it is ours.
+    let owner = plan.root_writable.then_some((ids.uid, ids.gid));
     for (step, source) in plan.template_mounts.iter().zip(&sources) {
-        carry_out(root.as_fd(), step, source.as_ref(), ids)?;
+        carry_out(root.as_fd(), step, source.as_ref(), ids, owner)?;
     }
     drop(sources);
     let proc = mount_proc(root.as_fd(), plan)?;
@@ -142,11 +144,12 @@ fn carry_out<'a>(
     step: &'a Mount,
     source: Option<&OwnedFd>,
     ids: IdMapping,
+    owner: Option<(u32, u32)>,
 ) -> Result<(), Fault<'a>> {
     let path = step.path.as_slice();
     match &step.kind {
-        Some(mount::Kind::Directory(directory)) => make_directory(root, path, directory.mode),
-        Some(mount::Kind::File(file)) => write_file(root, path, &file.content, file.mode),
+        Some(mount::Kind::Directory(directory)) => make_directory(root, path, directory.mode, owner),
+        Some(mount::Kind::File(file)) => write_file(root, path, &file.content, file.mode, owner),
         Some(mount::Kind::Symlink(link)) => make_symlink(root, path, &link.points_to),
         Some(mount::Kind::Bind(_)) => {
             let Some(source) = source else { return Ok(()) };
@@ -164,7 +167,12 @@ fn carry_out<'a>(
 }
 
 /// Makes a directory; one that exists is kept.
-pub(crate) fn make_directory<'a>(root: BorrowedFd<'_>, path: &'a [u8], mode: u32) -> Result<(), Fault<'a>> {
+fn make_directory<'a>(
+    root: BorrowedFd<'_>,
+    path: &'a [u8],
+    mode: u32,
+    owner: Option<(u32, u32)>,
+) -> Result<(), Fault<'a>> {
     let step = Step::CreateDirectory;
     let (parent, name) = open_parent(root, path).at(step, "openat2", path)?;
     // SAFETY: a C string and a directory fd.
@@ -173,7 +181,12 @@ pub(crate) fn make_directory<'a>(root: BorrowedFd<'_>, path: &'a [u8], mode: u32
             // The umask is ours, the mode the policy's.
             // SAFETY: as above.
             Errno::result(unsafe { libc::fchmodat(parent.as_raw_fd(), name.as_ptr(), mode, 0) })
-                .at(step, "fchmodat", path)
+                .at(step, "fchmodat", path)?;
+            let Some((uid, gid)) = owner else { return Ok(()) };
+            let flags = libc::AT_SYMLINK_NOFOLLOW;
+            // SAFETY: as above.
+            Errno::result(unsafe { libc::fchownat(parent.as_raw_fd(), name.as_ptr(), uid, gid, flags) })
+                .at(step, "fchownat", path)
                 .map(drop)
         }
         Err(Errno::EEXIST) => open_at(parent.as_raw_fd(), &name, libc::O_PATH | libc::O_DIRECTORY, 0, 0)
@@ -184,11 +197,12 @@ pub(crate) fn make_directory<'a>(root: BorrowedFd<'_>, path: &'a [u8], mode: u32
 }
 
 /// Writes a new file.
-pub(crate) fn write_file<'a>(
+fn write_file<'a>(
     root: BorrowedFd<'_>,
     path: &'a [u8],
     content: &[u8],
     mode: u32,
+    owner: Option<(u32, u32)>,
 ) -> Result<(), Fault<'a>> {
     let step = Step::WriteFile;
     let (parent, name) = open_parent(root, path).at(step, "openat2", path)?;
@@ -198,6 +212,10 @@ pub(crate) fn write_file<'a>(
     while !rest.is_empty() {
         let written = nix::unistd::write(&file, rest).at(step, "write", path)?;
         rest = &rest[written..];
+    }
+    if let Some((uid, gid)) = owner {
+        // SAFETY: an fd of ours.
+        Errno::result(unsafe { libc::fchown(file.as_raw_fd(), uid, gid) }).at(step, "fchown", path)?;
     }
     // SAFETY: an fd of ours.
     Errno::result(unsafe { libc::fchmod(file.as_raw_fd(), mode) }).at(step, "fchmod", path).map(drop)
