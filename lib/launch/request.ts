@@ -119,6 +119,9 @@ const READ = constants.O_RDONLY | constants.O_NOCTTY
 /** What execa does, and what users of `killSignal` expect. */
 const DEFAULT_GRACE = 5000
 
+/** The number of the comms channel inside. */
+const COMMS_FD = 1023
+
 const ON_OVERFLOW = { kill: 0, 'keep-head': 1, 'keep-tail': 2 } as const
 
 type Descriptor = CheckedOptions['stdin'] | CheckedOptions['stdout'] | CheckedOptions['stderr']
@@ -222,6 +225,9 @@ class Merge {
     if (tightened !== undefined) message.limits = tightened
     if (this.#options.comms === true) {
       if (this.#kind === 'run') this.#issue(['comms'], 'It needs spawn(): run() has nobody to use the channel')
+      if (stdio.extra.some((number, index) => index % 2 === 0 && number === COMMS_FD)) {
+        this.#issue(['stdio', COMMS_FD], 'The comms channel has this number')
+      }
       message.comms = true
     }
     this.#putFiles(message)

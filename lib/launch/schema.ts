@@ -59,8 +59,8 @@ const OutSchema = z.union([Keyword, FileOut, PassedFdSchema, FileHandleSchema], 
 const ErrSchema = z.union([z.literal('stdout'), Keyword, FileOut, PassedFdSchema, FileHandleSchema], ERR)
 const ExtraSchema = z.union([Keyword, PassedFdSchema, FileHandleSchema], EXTRA)
 
-/** The largest number that an extra descriptor may have: 1022 and 1023 have other uses. */
-const EXTRA_FDS = 1022
+/** How many entries `stdio` has at most: up to 1023, where the comms channel is if there is one. */
+const EXTRA_FDS = 1024
 
 const StdioSchema = z.union(
   [
