@@ -163,6 +163,16 @@ test('a bind to where a bound directory has nothing fails, and makes nothing the
   t.deepEqual(inventory(directory), before)
 })
 
+test('a source that is a link is what it points to, and followed anew when it changes', async (t) => {
+  const link = path.join(scratch(t), 'link')
+  symlinkSync(directoryWith(t, 'one\n'), link)
+  const sandbox = await Sandbox.create(policy('host-system').bind(link, '/data'))
+  t.is((await sandbox.run('cat', ['/data/file'])).stdout, 'one')
+  rmSync(link)
+  symlinkSync(directoryWith(t, 'two\n'), link)
+  t.is((await sandbox.run('cat', ['/data/file'])).stdout, 'two')
+})
+
 test('a source that is replaced is seen as it is now', async (t) => {
   const directory = directoryWith(t, 'old\n')
   await using server = await ForkServer.start()

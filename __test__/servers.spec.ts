@@ -47,6 +47,21 @@ test('a fork server has nothing of the host: environment, terminal, session, des
   if (isRoot) t.is(readFileSync(`/proc/${server.pid}/environ`, 'utf8'), '')
 })
 
+test.serial("the host's heap is nothing to a launch: neither the fork server nor a program carries it", async (t) => {
+  const MiB = 1024 ** 2
+  const heap = Buffer.alloc(300 * MiB, 1)
+  await using server = await ForkServer.start()
+  const sandbox = await Sandbox.create(policy('host-system'), { server })
+  const isolated = await sandbox.run('true')
+  const bare = await server.unsandboxed.run('true', [], { env })
+  const rss = Number.parseInt(statusOf(readFileSync(`/proc/${server.pid}/status`, 'utf8'))['VmHWM'] ?? '', 10)
+  t.true(rss * 1024 < 16 * MiB, `${rss} KiB`)
+  for (const { resourceUsage } of [isolated, bare]) {
+    t.true(resourceUsage.peakMemoryBytes < 16 * MiB, String(resourceUsage.peakMemoryBytes))
+  }
+  t.is(heap[heap.length - 1], 1)
+})
+
 test('killed: what it ran is lost and dead, the next call starts a new one', async (t) => {
   await using server = await ForkServer.start()
   const sandbox = await Sandbox.create(policy('host-system').network('shared-loopback'), { server })
