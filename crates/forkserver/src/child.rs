@@ -134,14 +134,19 @@ fn set_outer_ids(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
         // SAFETY: numbers only.
         unsafe { nestbox_sys::syscall!(libc::SYS_setresuid, uid, uid, uid) }.at(step, "setresuid", b"")?;
     }
-    // The id maps of a non-dumpable process can't be written by its owner. The flag belongs to the memory we share with
-    // init, which clears it again as soon as this child has executed.
-    prctl(libc::PR_SET_DUMPABLE, 1).at(step, "prctl", b"").map(drop)
+    Ok(())
 }
 
 /// U1: a user namespace nested in the one that owns the nest's other namespaces. No capability in it means anything
 /// there, so the mounts, the network and the hostname are out of the sandboxee's reach even without the filter.
 fn create_user_namespace(proc: RawFd, launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
+    // The id maps of a non-dumpable process can't be written by its owner. The flag belongs to the memory that we share
+    // with init, so it is set for this moment alone: were it left to init to clear it after the exec, the program would
+    // already run, and find `/proc/1/fd` open.
+    let dumpable = |value| {
+        prctl(libc::PR_SET_DUMPABLE, value).at(Step::CreateUserNamespace, "prctl", b"PR_SET_DUMPABLE")
+    };
+    dumpable(1)?;
     unshare(libc::CLONE_NEWUSER).at(Step::CreateUserNamespace, "unshare", b"nested user namespace")?;
     let ids = launch.ids;
     write_single_maps(
@@ -152,7 +157,8 @@ fn create_user_namespace(proc: RawFd, launch: &Prepared<'_>) -> Result<(), Fault
         [ids.inside_uid, ids.inside_gid],
         [ids.outer_uid, ids.outer_gid],
     )
-    .map_err(|(errno, path)| Fault::new(Step::WriteIdMaps, errno, "write", path))
+    .map_err(|(errno, path)| Fault::new(Step::WriteIdMaps, errno, "write", path))?;
+    dumpable(0).map(drop)
 }
 
 fn set_limits(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {

@@ -157,12 +157,10 @@ fn watch_signals(pid_namespace: bool) -> Result<OwnedFd, Fault<'static>> {
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd as RawFd) })
 }
 
-/// What init gives up once the program runs: dumpability, which the launch child switched on in the memory they shared,
-/// every fd but its own three, all capabilities but those to kill and to read outputs as the sandboxee, and every system
+/// What init gives up once the program runs: every fd but its own three, all capabilities but those to kill and to read outputs as the sandboxee, and every system
 /// call it has no use for.
 fn retire(nest: &Nest<'_>, signals: RawFd) -> Result<(), Fault<'static>> {
     let step = Step::GuardInit;
-    process::prctl(libc::PR_SET_DUMPABLE, 0).at(step, "prctl", b"")?;
     own_proc(nest).at(step, "openat2", b"/proc")?;
     let after_proc = PROC_FD as u32 + 1;
     if signals as u32 > after_proc {

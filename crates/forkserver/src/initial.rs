@@ -45,7 +45,6 @@ pub(crate) fn create(server: Server, fds: Vec<OwnedFd>) -> Result<Infallible, Fa
     enter(REAL_ROOT)?;
     drop(host_proc);
     let _ = process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1);
-    let _ = process::prctl(libc::PR_SET_DUMPABLE, 0);
     boot::die_with_parent(server.pid).at(Step::CreateInitialNamespaces, "prctl", b"")?;
     answer_initialized(socket.as_fd(), &[user.as_raw_fd(), mnt.as_raw_fd()])?;
     drop((user, mnt));
@@ -90,6 +89,7 @@ pub(crate) fn unshare_user_and_mount(server: Server) -> Result<(), Fault<'static
         )
         .map_err(|(errno, path)| Fault::new(step, errno, "write", path))?;
     }
+    let _ = process::prctl(libc::PR_SET_DUMPABLE, 0);
     Ok(())
 }
 
