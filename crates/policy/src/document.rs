@@ -1,6 +1,6 @@
 //! The published form of a policy, version 1: what TypeScript's `build()` makes and `JSON.stringify` shows.
 //!
-//! Only its shape is known here; what may stand together is [`crate::check`]'s. Every field is present after `build()`,
+//! Only its shape is known here; what may stand together is [`crate::check()`]'s. Every field is present after `build()`,
 //! and an unknown one is refused, so that a policy never means less than its author thinks.
 
 use std::collections::BTreeMap;
@@ -269,7 +269,7 @@ impl Policy {
     /// The only version there is.
     pub const VERSION: u32 = 1;
 
-    /// Reads the published form. Says nothing yet about what it asks for: see [`crate::check`].
+    /// Reads the published form. Says nothing yet about what it asks for: see [`crate::check()`].
     pub fn parse(json: &str) -> Result<Self, PolicyError> {
         let policy: Self = serde_json::from_str(json)?;
         if policy.version != Self::VERSION {

@@ -1,6 +1,6 @@
 //! A policy made concrete: what a sandboxee may see and do, as a [`nestbox_protocol::Plan`].
 //!
-//! A policy is data ([`Policy`], the published JSON form). [`check`] says what is wrong with it without looking at the
+//! A policy is data ([`Policy`], the published JSON form). [`check()`] says what is wrong with it without looking at the
 //! host; [`Policy::resolve`] looks at the host (which sources exist, what a binary links against, which parts of the
 //! base are there) and gives a [`Resolved`]: the plan that templates are built from, its hash, and what was seen, so
 //! that the next launch can tell with a few stat(2) calls whether all of that still holds.

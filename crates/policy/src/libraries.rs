@@ -4,7 +4,7 @@
 //! Follows glibc's search order (RPATH of the object and of those that loaded it, RUNPATH, the loader's cache, default
 //! directories; `$ORIGIN`, `$LIB`, `$PLATFORM`; breadth first; only files of the right class and machine) and musl's.
 //! Of a library that comes in variants for newer processors all are found: which one is taken is decided where it runs.
-//! What a program opens by dlopen(3) is not known here. Called by [`crate::resolve`].
+//! What a program opens by dlopen(3) is not known here. Called by `resolve`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, OpenOptions};
