@@ -13,6 +13,7 @@ use crate::capture::{Capture, Captured, Input};
 use crate::channel::{Channel, PassedFd};
 use crate::failure::Failure;
 use crate::ids::OuterIds;
+use crate::networks::Lent;
 use crate::outputs::{Output, OutputRequest};
 use crate::policy::{self, PlannedBind, PolicyHandle};
 use crate::stdio::{Fds, Returned};
@@ -310,7 +311,7 @@ pub(crate) struct Launch {
     /// Keeps the plan alive while its launch runs, and tells what was skipped.
     pub(crate) resolved: Option<Arc<Resolved>>,
     /// A network namespace of the pool, ours while it runs.
-    pub(crate) network: Option<OwnedFd>,
+    pub(crate) network: Option<Lent>,
     pub(crate) ids: OuterIds,
     pub(crate) capture: Option<Capture>,
     pub(crate) input: Option<Input>,

@@ -1,12 +1,14 @@
 //! The pool of network namespaces.
 //!
 //! Making one costs a launch half a millisecond and joining one nothing, so a few are kept ready. One that was used comes
-//! back only if the network keeper finds it as on the day it was made; else it is dropped and replaced. The namespace that
+//! back only if the network keeper finds it as on the day it was made; else it is dropped and replaced. One that is out
+//! counts as one of the pool until then: to replace it at once, only to destroy one when it comes back, would cost every
+//! launch the half millisecond on the other processor. The pool grows with the launches in flight. The namespace that
 //! `shared-loopback` sandboxes share is made here too, once. Bookkeeping only: [`Networks::next_requests`] says what to ask
 //! the keeper, the client asks.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nestbox_protocol::{CheckNetwork, CreateNetwork, NetworkReply, NetworkRequest, network_request};
@@ -30,6 +32,23 @@ pub(crate) enum Keeper {
     Broken { since_ns: u64 },
 }
 
+/// The most namespaces that the pool grows to by itself.
+const GROWN: usize = 64;
+
+/// A namespace of the pool that is out with a launch, or is being checked after it.
+#[derive(Debug)]
+pub(crate) struct Lent {
+    fd: OwnedFd,
+    /// Counts those that are out, however they come to an end.
+    _out: Arc<()>,
+}
+
+impl AsRawFd for Lent {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
 /// What the keeper was asked.
 enum Asked {
     /// To make one for the pool.
@@ -37,7 +56,7 @@ enum Asked {
     /// To make the shared one.
     CreateShared,
     /// Whether this one is clean.
-    Check(OwnedFd),
+    Check(Lent),
 }
 
 /// The namespace shared by all `shared-loopback` sandboxes.
@@ -54,6 +73,7 @@ pub(crate) struct Networks {
     pub(crate) keeper: Keeper,
     pub(crate) shared: Shared,
     ready: Vec<OwnedFd>,
+    lent: Arc<()>,
     asked: HashMap<u64, Asked>,
     next_id: u64,
     size: usize,
@@ -79,6 +99,7 @@ impl Networks {
             keeper: Keeper::None,
             shared: Shared::None,
             ready: Vec::new(),
+            lent: Arc::default(),
             asked: HashMap::new(),
             next_id: 0,
             size,
@@ -103,13 +124,29 @@ impl Networks {
         self.wanted && self.size > 0 || matches!(self.shared, Shared::Making)
     }
 
-    /// One for a launch, if there is one.
-    pub(crate) fn take(&mut self) -> Option<OwnedFd> {
-        self.ready.pop()
+    /// One for a launch, if there is one. Where there is none although all are made, more launches are in flight than the
+    /// pool holds: then it grows.
+    pub(crate) fn take(&mut self) -> Option<Lent> {
+        let taken = self.ready.pop().map(|fd| Lent { fd, _out: Arc::clone(&self.lent) });
+        if taken.is_none() && self.size > 0 && self.coming() == 0 && matches!(self.keeper, Keeper::Running(_))
+        {
+            self.size = self.size.max((self.size + 1).min(GROWN));
+        }
+        taken
+    }
+
+    /// How many are being made.
+    fn coming(&self) -> usize {
+        self.asked.values().filter(|asked| matches!(asked, Asked::Create)).count()
+    }
+
+    /// How many are out with launches or being checked.
+    fn out(&self) -> usize {
+        Arc::strong_count(&self.lent) - 1
     }
 
     /// What to ask the keeper now: replacements for the pool, and the check of one that was `used`.
-    pub(crate) fn next_requests(&mut self, used: Option<OwnedFd>) -> Vec<(NetworkRequest, Vec<PassedFd>)> {
+    pub(crate) fn next_requests(&mut self, used: Option<Lent>) -> Vec<(NetworkRequest, Vec<PassedFd>)> {
         let mut requests = Vec::new();
         if !matches!(self.keeper, Keeper::Running(_)) {
             return requests;
@@ -121,7 +158,7 @@ impl Networks {
         }
         if let Some(used) = used {
             self.discouraged = false;
-            if let Ok(copy) = used.try_clone() {
+            if let Ok(copy) = used.fd.try_clone() {
                 self.next_id += 1;
                 let id = self.next_id;
                 self.asked.insert(id, Asked::Check(used));
@@ -130,8 +167,7 @@ impl Networks {
             }
         }
         if self.wanted && !self.discouraged {
-            let coming = self.asked.values().filter(|asked| !matches!(asked, Asked::CreateShared)).count();
-            for _ in self.ready.len() + coming..self.size {
+            for _ in self.ready.len() + self.coming() + self.out()..self.size {
                 requests.push((self.create(Asked::Create), Vec::new()));
             }
         }
@@ -166,7 +202,7 @@ impl Networks {
             }
             Some(Asked::Check(used)) => {
                 if reply.clean && failure.is_none() && self.ready.len() < self.size {
-                    self.ready.push(used);
+                    self.ready.push(used.fd);
                 }
                 Outcome::Quiet
             }
@@ -256,18 +292,45 @@ mod tests {
         networks.reply(clean(1, true), vec![namespace()]);
         networks.reply(clean(2, true), vec![namespace()]);
         let used = networks.take().expect("ready");
-        assert_eq!(ids(&networks.next_requests(None)), [3]);
-        networks.reply(clean(3, true), vec![namespace()]);
-        assert_eq!(ids(&networks.next_requests(Some(used))), [1004]);
-        networks.reply(clean(4, true), Vec::new());
-        assert_eq!(networks.ready(), 2, "one more than the pool holds is dropped");
+        assert!(networks.next_requests(None).is_empty(), "the one that is out may come back");
+        assert_eq!(ids(&networks.next_requests(Some(used))), [1003]);
+        assert!(networks.next_requests(None).is_empty(), "it is being checked");
+        networks.reply(clean(3, true), Vec::new());
+        assert_eq!(networks.ready(), 2);
+    }
+
+    #[test]
+    fn one_that_never_comes_back_is_replaced() {
+        let mut networks = pool(1);
+        networks.want();
+        assert_eq!(ids(&networks.next_requests(None)), [1]);
+        networks.reply(clean(1, true), vec![namespace()]);
+        drop(networks.take().expect("ready"));
+        assert_eq!(ids(&networks.next_requests(None)), [2]);
+    }
+
+    #[test]
+    fn grows_with_the_launches_in_flight() {
+        let mut networks = pool(1);
+        networks.want();
+        assert_eq!(ids(&networks.next_requests(None)), [1]);
+        assert!(networks.take().is_none(), "it is being made: no reason to grow");
+        networks.reply(clean(1, true), vec![namespace()]);
+        let _first = networks.take().expect("ready");
+        assert!(networks.take().is_none());
+        assert_eq!(ids(&networks.next_requests(None)), [2]);
+    }
+
+    fn lent(networks: &Networks) -> Lent {
+        Lent { fd: namespace(), _out: Arc::clone(&networks.lent) }
     }
 
     #[test]
     fn what_is_not_clean_is_replaced() {
         let mut networks = pool(1);
         networks.want();
-        assert_eq!(ids(&networks.next_requests(Some(namespace()))), [1001]);
+        let used = lent(&networks);
+        assert_eq!(ids(&networks.next_requests(Some(used))), [1001]);
         networks.reply(clean(1, false), Vec::new());
         assert_eq!((networks.ready(), ids(&networks.next_requests(None))), (0, vec![2]));
     }
@@ -282,7 +345,8 @@ mod tests {
             Vec::new(),
         );
         assert!(networks.next_requests(None).is_empty());
-        assert!(!networks.next_requests(Some(namespace())).is_empty(), "after a launch it is");
+        let used = lent(&networks);
+        assert!(!networks.next_requests(Some(used)).is_empty(), "after a launch it is");
     }
 
     #[test]

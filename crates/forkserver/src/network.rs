@@ -23,22 +23,12 @@ use crate::mounter::failure;
 use crate::server::Server;
 use crate::source::status;
 
-/// What a network namespace shows of itself, below `/proc/self/net`. `sockstat` counts every socket, bound or not;
-/// `snmp` and `dev` count every packet; `ip6_flowlabel` outlives its socket.
-const TRACES: [&str; 12] = [
-    "sockstat",
-    "sockstat6",
-    "dev",
-    "snmp",
-    "snmp6",
-    "unix",
-    "netlink",
-    "tcp",
-    "tcp6",
-    "udp",
-    "raw",
-    "ip6_flowlabel",
-];
+/// What a network namespace shows of itself, below `/proc/self/net`. `sockstat` counts every socket of every family,
+/// bound or not, and those in TIME_WAIT; `snmp` and `dev` count every packet; `ip6_flowlabel` outlives its socket. Not
+/// `tcp` and `udp`: they list what is counted here already, and walk the hash tables of the whole machine to do so, which
+/// costs 10 ms where all of these together cost 0.1.
+const TRACES: [&str; 8] =
+    ["sockstat", "sockstat6", "dev", "snmp", "snmp6", "unix", "netlink", "ip6_flowlabel"];
 
 /// Joins the initial namespaces and serves; fds: [socket, user namespace, mount namespace].
 pub(crate) fn keep(server: Server, fds: Vec<OwnedFd>) -> Result<Infallible, Fault<'static>> {

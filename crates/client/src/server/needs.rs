@@ -15,7 +15,7 @@ use nestbox_sys::socket;
 use crate::channel::{Channel, PassedFd};
 use crate::failure::{Code, Failure};
 use crate::launch::{Launch, NetworkNeed, Route, Stage};
-use crate::networks::{Keeper, Shared};
+use crate::networks::{Keeper, Lent, Shared};
 use crate::policy::PlannedBind;
 use crate::reactor::{Key, Kind};
 use crate::templates::{self, TemplateKey};
@@ -276,7 +276,7 @@ impl Client {
     }
 
     /// Asks the keeper for what the pool lacks, and about one that was used.
-    pub(super) fn tend_networks(&mut self, used: Option<OwnedFd>) {
+    pub(super) fn tend_networks(&mut self, used: Option<Lent>) {
         let requests = self.networks.next_requests(used);
         let Keeper::Running(channel) = &mut self.networks.keeper else { return };
         for (request, fds) in requests {

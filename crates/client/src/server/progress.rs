@@ -103,8 +103,9 @@ impl Client {
         if network == NetworkNeed::Own {
             launch.network = self.networks.take();
         }
-        if let Some(namespace) = launch.network.as_ref().or(shared.as_deref()) {
-            pass(FdRole::NetworkNamespace, 0, PassedFd::Lent(namespace.as_raw_fd()));
+        let own = launch.network.as_ref().map(AsRawFd::as_raw_fd);
+        if let Some(namespace) = own.or(shared.as_ref().map(AsRawFd::as_raw_fd)) {
+            pass(FdRole::NetworkNamespace, 0, PassedFd::Lent(namespace));
         }
         if initial && let Initial::Ready { user, mount, .. } = &self.initial {
             pass(FdRole::InitialUserNamespace, 0, PassedFd::Lent(user.as_raw_fd()));
