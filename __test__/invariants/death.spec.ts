@@ -410,7 +410,8 @@ for (const [title, { call, step, syscall, errnoName }] of Object.entries(refusal
     t.regex(error?.message ?? '', new RegExp(errnoName))
 
     // Nothing half-made is left of it, and a fork server that may do what it must works.
-    const server = await serverOf(host)
+    // Of one that could not even start there is none.
+    const { pid: server = 0 } = await host.ask('server')
     if (server !== 0) {
       await until(() => family(server).every(({ name }) => !/^(?:nothing|program)$/.test(name)))
       t.deepEqual(

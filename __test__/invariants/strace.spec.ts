@@ -51,32 +51,44 @@ interface Launch {
   readonly parent: readonly Call[]
 }
 
-/** The pid that a call made, as strace's own pid namespace has it. */
-const clonedPid = ({ name, text }: Call): number | undefined => {
+/** The pid that a call made, as its caller has it, and as the host has it if the tracer could find out. */
+const clonedPid = ({ name, text }: Call): { own: number; host: number | undefined } | undefined => {
   if (!/^(?:clone3?|v?fork)$/.test(name)) return undefined
-  const translated = /= \d+ \/\* (\d+) in strace's PID NS \*\/$/.exec(text)?.[1]
-  return Number(translated ?? /= (\d+)$/.exec(text)?.[1])
+  const found = /= (\d+)(?: \/\* (\d+) in strace's PID NS \*\/)?$/.exec(text)
+  return found === null
+    ? undefined
+    : { own: Number(found[1]), host: found[2] === undefined ? undefined : Number(found[2]) }
 }
 
-const parentOf = (trace: Trace, pid: number): number => {
-  for (const [parent, calls] of trace) if (calls.some((call) => clonedPid(call) === pid)) return parent
-  throw new Error(`nobody cloned ${pid}`)
-}
-
-/** The launch of the program that was executed with this argument. */
-const launchOf = (trace: Trace, marker: string): Launch => {
-  for (const [pid, calls] of trace) {
-    const at = calls.findIndex(({ name, text }) => name.startsWith('execve') && text.includes(`"${marker}"`))
-    if (at === -1) continue
-    const init = parentOf(trace, pid)
-    const whole = trace.get(init) ?? []
-    return {
-      child: calls.slice(0, at + 1),
-      init: whole,
-      parent: trace.get(parentOf(trace, init)) ?? [],
+/**
+ * Who made a process. An unprivileged tracer may not look into ours to translate pids; but launches come one after the
+ * other here, so it is the last one before that made somebody in a pid namespace by that call.
+ */
+const parentOf = (trace: Trace, pid: number, way: 'clone' | 'clone3'): number => {
+  let last = 0
+  for (const [parent, calls] of trace) {
+    for (const call of calls) {
+      const made = clonedPid(call)
+      if (made === undefined) continue
+      if (made.host === pid || (made.host === undefined && made.own === pid)) return parent
+      if (call.name === way && !trace.has(made.own) && parent < pid) last = Math.max(last, parent)
     }
   }
-  throw new Error(`nothing was executed with ${marker}`)
+  if (last === 0) throw new Error(`nobody made ${pid}`)
+  return last
+}
+
+/** The launch of a program, by its pid. */
+const launchOf = (trace: Trace, pid: number): Launch => {
+  const calls = trace.get(pid) ?? []
+  const exec = calls.findIndex(({ name, text }) => name.startsWith('execve') && text.endsWith('= 0'))
+  if (exec === -1) throw new Error(`${pid} executed nothing`)
+  const init = parentOf(trace, pid, 'clone')
+  return {
+    child: calls.slice(0, exec + 1),
+    init: trace.get(init) ?? [],
+    parent: trace.get(parentOf(trace, init, 'clone3')) ?? [],
+  }
 }
 
 const count = (calls: readonly Call[], ...names: string[]): number =>
@@ -84,9 +96,9 @@ const count = (calls: readonly Call[], ...names: string[]): number =>
 
 const ALLOCATING = ['brk', 'mmap', 'mremap', 'munmap', 'mprotect', 'madvise']
 
-/** Where each mount(2) went to. */
-const mountTargets = (calls: readonly Call[]): string[] =>
-  calls.filter(({ name }) => name === 'mount').map(({ text }) => /^mount\("[^"]*", "([^"]*)"/.exec(text)?.[1] ?? text)
+/** Where each mount(2) went to. The tracer of an unprivileged host sees only that it was called. */
+const mountTargets = (calls: readonly Call[]): (string | undefined)[] =>
+  calls.filter(({ name }) => name === 'mount').map(({ text }) => /^mount\([^,]*, "([^"]*)"/.exec(text)?.[1])
 
 const traced = async (t: ExecutionContext, name: string, options: object): Promise<{ host: Host; prefix: string }> => {
   const prefix = path.join(room(name), 'trace')
@@ -114,12 +126,16 @@ const straced = traceable ? test : test.skip
 straced('a launch from a template mounts what is fresh, and neither pivots nor unmounts', async (t) => {
   const program = fixture('nothing')
   const { host, prefix } = await traced(t, 'strace-template', { base: 'host-system', binds: { '/program': program } })
+  const pids: number[] = []
   // The first makes the initial namespaces, the template, the network pool.
-  await host.must('run', { args: ['first'] })
-  for (const marker of ['second', 'third', 'fourth']) {
-    const { result } = await host.must('run', { args: [marker], options: { stdout: 'ignore', stderr: 'ignore' } })
+  for (const options of [{}, {}, { stdout: 'ignore', stderr: 'ignore' }, {}]) {
+    const { result } = await host.must('run', { options })
     t.is(result?.status, 'exited')
+    pids.push(result?.pid ?? 0)
   }
+  const { result: mounts } = await host.must('run', { file: '/bin/cat', args: ['/proc/self/mountinfo'] })
+  const covered = (mounts?.stdout.match(/ \/proc\/\S+ (?=\S*,)/g) ?? []).length
+  t.true(covered > 0, 'proc is masked')
   await host[Symbol.asyncDispose]()
   const trace = readTrace(prefix)
 
@@ -128,46 +144,38 @@ straced('a launch from a template mounts what is fresh, and neither pivots nor u
   t.is(count(everything, 'pivot_root'), 1)
   t.is(count(everything, 'umount2'), 1, 'one template, one detached tree')
 
-  for (const marker of ['first', 'second', 'third', 'fourth']) {
-    const { init, child, parent } = launchOf(trace, marker)
-    t.is(count(child, 'pivot_root', 'umount2', 'chroot', 'mount', 'move_mount', 'open_tree'), 0, marker)
-    t.is(
-      count(init, 'pivot_root', 'umount2', 'chroot', 'open_tree', 'move_mount', 'fsopen', 'mount_setattr'),
-      0,
-      marker,
-    )
+  const launches = pids.map((pid) => launchOf(trace, pid))
+  for (const { init, child, parent } of launches) {
+    t.is(count(child, 'pivot_root', 'umount2', 'chroot', 'mount', 'move_mount', 'open_tree'), 0)
+    t.is(count(init, 'pivot_root', 'umount2', 'chroot', 'open_tree', 'move_mount', 'fsopen', 'mount_setattr'), 0)
 
+    // proc, /tmp, /dev/shm, /dev/pts; what covers a part of proc takes one call, or two if it is made read-only.
     const targets = mountTargets(init)
     t.is(count(init, 'mount'), targets.length)
-    const masks = targets.filter((target) => target.startsWith('/proc/'))
-    const fresh = targets.filter((target) => !target.startsWith('/proc/'))
-    t.deepEqual(fresh.toSorted(), ['/dev/pts', '/dev/shm', '/proc', '/tmp'], marker)
-    // Read-only ones take two calls; each other one.
-    const readOnly = new Set(masks.filter((target, index) => masks.indexOf(target) !== index))
-    t.is(masks.length, new Set(masks).size + readOnly.size, marker)
-    t.true(masks.length > 0, 'proc is masked')
+    t.true(targets.length >= 4 + covered && targets.length <= 4 + 2 * covered, `${targets.length}, ${covered} covered`)
+    if (!targets.includes(undefined)) {
+      const fresh = targets.filter((target) => target?.startsWith('/proc/') !== true)
+      t.deepEqual(fresh.toSorted(), ['/dev/pts', '/dev/shm', '/proc', '/tmp'])
+    }
 
     // One clone for the nest, with everything in it, and one for the program.
-    t.is(init.filter((call) => clonedPid(call) !== undefined).length, 1, marker)
-    t.is(count(child, 'clone', 'clone3', 'fork', 'vfork'), 0, marker)
-    t.is(count(parent, 'unshare'), 0, marker)
+    t.is(init.filter((call) => clonedPid(call) !== undefined).length, 1)
+    t.is(count(child, 'clone', 'clone3', 'fork', 'vfork'), 0)
+    t.is(count(parent, 'unshare'), 0)
 
     // Nothing is allocated from the clone that makes init to the exec; nor afterwards.
-    t.is(count(child, ...ALLOCATING), 0, marker)
+    t.is(count(child, ...ALLOCATING), 0)
     t.deepEqual(
       init.filter(({ name }) => ALLOCATING.includes(name)),
       [],
-      marker,
     )
   }
   // All of them by the same template, which mounted nothing for any.
-  const [first, last] = [launchOf(trace, 'first'), launchOf(trace, 'fourth')]
-  t.is(first.parent, last.parent)
-  const forks = first.parent.findIndex(({ text }) => text.includes('CLONE_NEWUTS'))
-  t.not(forks, -1)
-  const serving = first.parent.slice(forks)
+  const template = launches[0]?.parent ?? []
+  for (const { parent } of launches) t.is(parent, template)
+  const serving = template.slice(template.findIndex((call) => clonedPid(call) !== undefined))
   t.is(count(serving, 'mount', 'umount2', 'pivot_root', 'move_mount', 'open_tree', 'chroot', 'setns', 'unshare'), 0)
-  t.is(count(serving, 'clone', 'clone3'), 4, 'one clone a launch')
+  t.is(count(serving, 'clone', 'clone3'), 5, 'one clone a launch')
   // Reusing freed memory is fine, growing with each launch is not: the last launch found all it needed.
   const lastFork = serving.findLastIndex(({ name }) => name === 'clone3' || name === 'clone')
   const forkBefore = serving.findLastIndex(({ name }, at) => at < lastFork && (name === 'clone3' || name === 'clone'))
@@ -179,26 +187,28 @@ straced('a launch from a template mounts what is fresh, and neither pivots nor u
 
 straced('without proc and dev a launch mounts its tmpfs, and nothing else', async (t) => {
   const program = fixture('nothing')
-  const { host, prefix } = await traced(t, 'strace-bare', { binds: { '/program': program } })
-  await host.must('run', { args: ['bare'] })
+  const { host, prefix } = await traced(t, 'strace-bare', { bare: true, binds: { '/program': program } })
+  const { result } = await host.must('run')
   await host[Symbol.asyncDispose]()
-  const { init } = launchOf(readTrace(prefix), 'bare')
-  // The base 'empty' has proc('fresh') and dev('minimal') unless told otherwise: at most those.
-  for (const target of mountTargets(init)) t.regex(target, /^\/(?:proc|dev|tmp)(?:\/|$)/)
+  const { init } = launchOf(readTrace(prefix), result?.pid ?? 0)
+  t.is(count(init, 'mount'), 1)
+  t.true(['/tmp', undefined].includes(mountTargets(init)[0]))
   t.is(count(init, 'pivot_root', 'umount2', 'move_mount'), 0)
 })
 
 straced("sandbox2's requests pivot only if told to: the check above can fail", async (t) => {
   const program = fixture('nothing')
   const { host, prefix } = await traced(t, 'strace-pivot', {})
+  const pids: number[] = []
   for (const pivot of ['nested', 'direct']) {
-    const { value } = await host.must('fork', { file: program, args: [`marked-${pivot}`], options: { pivot } })
+    const { value, pid = 0 } = await host.must('fork', { file: program, options: { pivot } })
     t.like(value, { status: 'exited', exitCode: 0 }, pivot)
+    pids.push(pid)
   }
   await host[Symbol.asyncDispose]()
   const trace = readTrace(prefix)
-  const nested = launchOf(trace, 'marked-nested')
-  const direct = launchOf(trace, 'marked-direct')
+  const [nested, direct] = pids.map((pid) => launchOf(trace, pid))
+  if (nested === undefined || direct === undefined) throw new Error('two launches')
   t.is(count([...nested.init, ...nested.child], 'pivot_root'), 0)
   t.is(count(direct.init, 'pivot_root'), 1)
   t.true(count(direct.init, 'umount2') >= 1)

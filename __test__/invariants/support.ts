@@ -171,6 +171,8 @@ export interface HostOptions {
   /** Programs to show inside, by path inside. */
   readonly binds?: Readonly<Record<string, string>>
   readonly base?: 'host-system' | 'empty'
+  /** No proc, no dev; one tmpfs. */
+  readonly bare?: boolean
   readonly syscalls?: 'default' | 'unfiltered'
   readonly network?: 'none' | 'shared-loopback' | 'host'
   readonly env?: Readonly<Record<string, string>>
