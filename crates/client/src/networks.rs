@@ -73,6 +73,8 @@ pub(crate) struct Networks {
     pub(crate) keeper: Keeper,
     pub(crate) shared: Shared,
     ready: Vec<OwnedFd>,
+    /// Those that came back and were not checked yet.
+    used: Vec<Lent>,
     lent: Arc<()>,
     asked: HashMap<u64, Asked>,
     next_id: u64,
@@ -99,6 +101,7 @@ impl Networks {
             keeper: Keeper::None,
             shared: Shared::None,
             ready: Vec::new(),
+            used: Vec::new(),
             lent: Arc::default(),
             asked: HashMap::new(),
             next_id: 0,
@@ -145,8 +148,20 @@ impl Networks {
         Arc::strong_count(&self.lent) - 1
     }
 
-    /// What to ask the keeper now: replacements for the pool, and the check of one that was `used`.
-    pub(crate) fn next_requests(&mut self, used: Option<Lent>) -> Vec<(NetworkRequest, Vec<PassedFd>)> {
+    /// A launch that had one has ended. It is checked with the next requests.
+    pub(crate) fn give_back(&mut self, used: Lent) {
+        self.discouraged = false;
+        self.used.push(used);
+    }
+
+    /// Whether the next launch would find none although some only have to be checked.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.ready.is_empty() && !self.used.is_empty()
+    }
+
+    /// What to ask the keeper now: replacements for the pool, and checks of those that were used. The checks wait until half
+    /// of the pool is out, so that the keeper is woken once for several, and not while a launch's result is on its way.
+    pub(crate) fn next_requests(&mut self) -> Vec<(NetworkRequest, Vec<PassedFd>)> {
         let mut requests = Vec::new();
         if !matches!(self.keeper, Keeper::Running(_)) {
             return requests;
@@ -156,9 +171,9 @@ impl Networks {
         {
             requests.push((self.create(Asked::CreateShared), Vec::new()));
         }
-        if let Some(used) = used {
-            self.discouraged = false;
-            if let Ok(copy) = used.fd.try_clone() {
+        if self.ready.len() * 2 <= self.size {
+            for used in std::mem::take(&mut self.used) {
+                let Ok(copy) = used.fd.try_clone() else { continue };
                 self.next_id += 1;
                 let id = self.next_id;
                 self.asked.insert(id, Asked::Check(used));
@@ -235,6 +250,7 @@ impl Networks {
     /// Forgets everything: the namespaces belong to initial namespaces that are gone.
     pub(crate) fn clear(&mut self) {
         self.ready.clear();
+        self.used.clear();
         self.asked.clear();
         self.shared = Shared::None;
         self.keeper = Keeper::None;
@@ -285,40 +301,56 @@ mod tests {
     #[test]
     fn is_kept_full_once_wanted() {
         let mut networks = pool(2);
-        assert!(networks.next_requests(None).is_empty(), "nobody wants one yet");
+        assert!(networks.next_requests().is_empty(), "nobody wants one yet");
         assert!(networks.want());
-        assert_eq!(ids(&networks.next_requests(None)), [1, 2]);
-        assert!(networks.next_requests(None).is_empty(), "both are coming");
+        assert_eq!(ids(&networks.next_requests()), [1, 2]);
+        assert!(networks.next_requests().is_empty(), "both are coming");
         networks.reply(clean(1, true), vec![namespace()]);
         networks.reply(clean(2, true), vec![namespace()]);
         let used = networks.take().expect("ready");
-        assert!(networks.next_requests(None).is_empty(), "the one that is out may come back");
-        assert_eq!(ids(&networks.next_requests(Some(used))), [1003]);
-        assert!(networks.next_requests(None).is_empty(), "it is being checked");
+        assert!(networks.next_requests().is_empty(), "the one that is out may come back");
+        networks.give_back(used);
+        assert_eq!(ids(&networks.next_requests()), [1003]);
+        assert!(networks.next_requests().is_empty(), "it is being checked");
         networks.reply(clean(3, true), Vec::new());
         assert_eq!(networks.ready(), 2);
+    }
+
+    #[test]
+    fn checks_wait_until_half_is_out() {
+        let mut networks = pool(4);
+        networks.want();
+        assert_eq!(ids(&networks.next_requests()), [1, 2, 3, 4]);
+        (1..=4).for_each(|id| drop(networks.reply(clean(id, true), vec![namespace()])));
+        let first = networks.take().expect("ready");
+        networks.give_back(first);
+        assert!(networks.next_requests().is_empty());
+        let second = networks.take().expect("ready");
+        networks.give_back(second);
+        assert!(!networks.is_pressed());
+        assert_eq!(ids(&networks.next_requests()), [1005, 1006]);
     }
 
     #[test]
     fn one_that_never_comes_back_is_replaced() {
         let mut networks = pool(1);
         networks.want();
-        assert_eq!(ids(&networks.next_requests(None)), [1]);
+        assert_eq!(ids(&networks.next_requests()), [1]);
         networks.reply(clean(1, true), vec![namespace()]);
         drop(networks.take().expect("ready"));
-        assert_eq!(ids(&networks.next_requests(None)), [2]);
+        assert_eq!(ids(&networks.next_requests()), [2]);
     }
 
     #[test]
     fn grows_with_the_launches_in_flight() {
         let mut networks = pool(1);
         networks.want();
-        assert_eq!(ids(&networks.next_requests(None)), [1]);
+        assert_eq!(ids(&networks.next_requests()), [1]);
         assert!(networks.take().is_none(), "it is being made: no reason to grow");
         networks.reply(clean(1, true), vec![namespace()]);
         let _first = networks.take().expect("ready");
         assert!(networks.take().is_none());
-        assert_eq!(ids(&networks.next_requests(None)), [2]);
+        assert_eq!(ids(&networks.next_requests()), [2]);
     }
 
     fn lent(networks: &Networks) -> Lent {
@@ -330,31 +362,33 @@ mod tests {
         let mut networks = pool(1);
         networks.want();
         let used = lent(&networks);
-        assert_eq!(ids(&networks.next_requests(Some(used))), [1001]);
+        networks.give_back(used);
+        assert_eq!(ids(&networks.next_requests()), [1001]);
         networks.reply(clean(1, false), Vec::new());
-        assert_eq!((networks.ready(), ids(&networks.next_requests(None))), (0, vec![2]));
+        assert_eq!((networks.ready(), ids(&networks.next_requests())), (0, vec![2]));
     }
 
     #[test]
     fn a_failure_is_not_tried_again_at_once() {
         let mut networks = pool(1);
         networks.want();
-        assert_eq!(ids(&networks.next_requests(None)), [1]);
+        assert_eq!(ids(&networks.next_requests()), [1]);
         networks.reply(
             NetworkReply { id: 1, clean: false, failure: Some(nestbox_protocol::Failure::default()) },
             Vec::new(),
         );
-        assert!(networks.next_requests(None).is_empty());
+        assert!(networks.next_requests().is_empty());
         let used = lent(&networks);
-        assert!(!networks.next_requests(Some(used)).is_empty(), "after a launch it is");
+        networks.give_back(used);
+        assert!(!networks.next_requests().is_empty(), "after a launch it is");
     }
 
     #[test]
     fn the_shared_one_is_made_once() {
         let mut networks = pool(0);
         networks.shared = Shared::Making;
-        assert_eq!(ids(&networks.next_requests(None)), [1]);
-        assert!(networks.next_requests(None).is_empty());
+        assert_eq!(ids(&networks.next_requests()), [1]);
+        assert!(networks.next_requests().is_empty());
         assert!(matches!(networks.reply(clean(1, true), vec![namespace()]), Outcome::SharedReady));
     }
 }

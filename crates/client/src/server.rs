@@ -68,7 +68,7 @@ impl Default for Options {
             host_gid: None,
             host_id_count: 1,
             max_templates: 32,
-            network_pool: 4,
+            network_pool: 8,
         }
     }
 }

@@ -15,7 +15,7 @@ use nestbox_sys::socket;
 use crate::channel::{Channel, PassedFd};
 use crate::failure::{Code, Failure};
 use crate::launch::{Launch, NetworkNeed, Route, Stage};
-use crate::networks::{Keeper, Lent, Shared};
+use crate::networks::{Keeper, Shared};
 use crate::policy::PlannedBind;
 use crate::reactor::{Key, Kind};
 use crate::templates::{self, TemplateKey};
@@ -275,9 +275,9 @@ impl Client {
         }
     }
 
-    /// Asks the keeper for what the pool lacks, and about one that was used.
-    pub(super) fn tend_networks(&mut self, used: Option<Lent>) {
-        let requests = self.networks.next_requests(used);
+    /// Asks the keeper for what the pool lacks, and about those that were used.
+    pub(super) fn tend_networks(&mut self) {
+        let requests = self.networks.next_requests();
         let Keeper::Running(channel) = &mut self.networks.keeper else { return };
         for (request, fds) in requests {
             if let Err(error) = channel.send(&request, fds, 0, &self.reactor) {
@@ -309,7 +309,7 @@ impl Client {
                     Shared::None => {
                         self.networks.shared = Shared::Making;
                         self.networks.forgive_keeper(true);
-                        self.tend_networks(None);
+                        self.tend_networks();
                     }
                 }
                 self.need_keeper()?;

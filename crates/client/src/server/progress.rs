@@ -142,7 +142,7 @@ impl Client {
         };
         sent.map_err(hints::advise)?;
         if network == NetworkNeed::Own {
-            self.tend_networks(None);
+            self.tend_networks();
         }
         if let Some(launch) = self.launches.get(&token) {
             for signal in signals {
@@ -178,8 +178,11 @@ impl Client {
             drop(self.templates.release(id));
             drop(self.templates.evict());
         }
-        if launch.network.is_some() {
-            self.tend_networks(launch.network);
+        if let Some(network) = launch.network {
+            self.networks.give_back(network);
+            if self.networks.is_pressed() {
+                self.tend_networks();
+            }
         }
     }
 

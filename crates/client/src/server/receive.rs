@@ -295,7 +295,7 @@ impl Client {
                 for token in self.preparing(|what| matches!(what, Preparation::Keeper)) {
                     self.prepared(token);
                 }
-                self.tend_networks(None);
+                self.tend_networks();
             }
             Err(failure) => self.lose_keeper(&failure),
         }
