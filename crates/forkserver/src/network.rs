@@ -9,8 +9,10 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io::Read;
+use std::fs::File;
+
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use nestbox_protocol::{Failure, NetworkReply, NetworkRequest, Step, network_request};
 use nestbox_sys::mount::open_at;
@@ -41,7 +43,7 @@ pub(crate) fn keep(server: Server, fds: Vec<OwnedFd>) -> Result<Infallible, Faul
     let _ = process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1);
     boot::die_with_parent(server.pid).at(Step::CreateNetworkNamespace, "prctl", b"")?;
     answer_initialized(socket.as_fd(), &[])?;
-    let mut snapshots = BTreeMap::new();
+    let mut known = BTreeMap::new();
     // Requests are a few bytes.
     let mut buffer = [0; 256];
     loop {
@@ -55,15 +57,18 @@ pub(crate) fn keep(server: Server, fds: Vec<OwnedFd>) -> Result<Infallible, Faul
         let mut made = None;
         let reply = match request.kind {
             Some(network_request::Kind::Create(create)) => match create_one() {
-                Ok((namespace, inode, snapshot)) => {
-                    snapshots.insert(inode, snapshot);
+                Ok((namespace, inode, new)) => {
+                    known.insert(inode, new);
+                    if known.len() > KNOWN_MAX {
+                        known.pop_first();
+                    }
                     made = Some(namespace);
                     NetworkReply { id: create.id, clean: true, failure: None }
                 }
                 Err(fault) => failed(create.id, &fault),
             },
             Some(network_request::Kind::Check(check)) => {
-                let clean = fds.first().is_some_and(|namespace| is_as_new(&mut snapshots, namespace));
+                let clean = fds.first().is_some_and(|namespace| is_as_new(&mut known, namespace));
                 NetworkReply { id: check.id, clean, failure: None }
             }
             None => continue,
@@ -80,8 +85,19 @@ fn failed(id: u64, fault: &Fault<'_>) -> NetworkReply {
     NetworkReply { id, clean: false, failure: Some(failure) }
 }
 
+/// A namespace of ours: its files, open, and what they showed on the day it was made. An open file goes on showing the
+/// namespace it was opened in, so a check is one pread(2) a file, from wherever this process is.
+struct Known {
+    files: Vec<File>,
+    traces: Vec<u8>,
+}
+
+/// How many namespaces are known at the most. The open files keep one alive whose launch was lost; past this bound the
+/// oldest is given up, and would be found used.
+const KNOWN_MAX: usize = 256;
+
 /// Makes a network namespace with its loopback up, and remembers how it looks. This process moves into it.
-fn create_one() -> Result<(OwnedFd, u64, Vec<u8>), Fault<'static>> {
+fn create_one() -> Result<(OwnedFd, u64, Known), Fault<'static>> {
     process::unshare(libc::CLONE_NEWNET).at(Step::CreateNetworkNamespace, "unshare", b"network namespace")?;
     bring_loopback_up()?;
     let step = Step::CreateNetworkNamespace;
@@ -91,37 +107,51 @@ fn create_one() -> Result<(OwnedFd, u64, Vec<u8>), Fault<'static>> {
         b"/proc/self/ns/net",
     )?;
     let inode = status(namespace.as_fd()).at(step, "fstat", b"/proc/self/ns/net")?.st_ino;
-    let traces = traces().at(step, "read", b"/proc/self/net")?;
-    Ok((namespace, inode, traces))
+    let mut files = Vec::with_capacity(TRACES.len());
+    for name in TRACES {
+        match File::open(format!("/proc/self/net/{name}")) {
+            Ok(file) => files.push(file),
+            // This kernel has no IPv6.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(errno(&error)).at(step, "open", b"/proc/self/net"),
+        }
+    }
+    let traces = traces(&files).map_err(|error| errno(&error)).at(step, "pread", b"/proc/self/net")?;
+    Ok((namespace, inode, Known { files, traces }))
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
 }
 
 /// Whether the namespace looks as on the day it was made. One that does not is forgotten.
-fn is_as_new(snapshots: &mut BTreeMap<u64, Vec<u8>>, namespace: &OwnedFd) -> bool {
+fn is_as_new(all: &mut BTreeMap<u64, Known>, namespace: &OwnedFd) -> bool {
     let Ok(inode) = status(namespace.as_fd()).map(|status| status.st_ino) else { return false };
-    let Some(snapshot) = snapshots.get(&inode) else { return false };
-    let same = process::join_namespace(namespace.as_raw_fd(), libc::CLONE_NEWNET)
-        .and_then(|()| traces())
-        .is_ok_and(|now| now == *snapshot);
+    let Some(known) = all.get(&inode) else { return false };
+    let same = traces(&known.files).is_ok_and(|now| now == known.traces);
     if !same {
-        snapshots.remove(&inode);
+        all.remove(&inode);
     }
     same
 }
 
-/// The concatenation of [`TRACES`]. A file that this kernel lacks (no IPv6) counts as empty.
-fn traces() -> Result<Vec<u8>, Errno> {
-    let mut all = Vec::with_capacity(16 * 1024);
-    for name in TRACES {
-        all.extend_from_slice(name.as_bytes());
-        match std::fs::File::open(format!("/proc/self/net/{name}")) {
-            Ok(mut file) => {
-                file.read_to_end(&mut all)
-                    .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+/// What the files show, one after the other.
+fn traces(files: &[File]) -> std::io::Result<Vec<u8>> {
+    let mut all = vec![0; 32 * 1024];
+    let mut length = 0;
+    for file in files {
+        let start = length;
+        loop {
+            if all.len() - length < 4096 {
+                all.resize(all.len() * 2, 0);
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
+            match file.read_at(&mut all[length..], (length - start) as u64)? {
+                0 => break,
+                read => length += read,
+            }
         }
     }
+    all.truncate(length);
     Ok(all)
 }
 
