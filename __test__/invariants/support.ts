@@ -310,12 +310,16 @@ export class Host {
   }
 }
 
-/** Waits until a family has a number of members; returns it. */
+/** Waits until a family has a number of members, none of them just passing through; returns it. */
 export const familyOf = async (pid: number, size: number, timeout = 20_000): Promise<Process[]> => {
   let members: Process[] = []
+  let looks = 0
   await until(() => {
-    members = family(pid)
-    return members.length >= size
+    const now = family(pid)
+    const same = now.length === members.length && now.every((one, index) => one.start === members[index]?.start)
+    looks = same ? looks + 1 : 0
+    members = now
+    return members.length >= size && looks >= 4
   }, timeout)
   return members
 }
