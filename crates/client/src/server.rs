@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use nestbox_protocol::{ForkRequest, InitializationType, Mode, ServerRequest, Step, frame, server_request};
 use nestbox_sys::packet::MessageError;
-use nestbox_sys::{Errno, socket};
+use nestbox_sys::{Errno, process, socket};
 use nix::unistd::{getegid, geteuid};
 
 use crate::capture::READ_SIZE;
@@ -198,7 +198,7 @@ impl Client {
         let control = Channel::new(control, Key::new(Kind::Control, 0), &reactor)
             .map_err(spawn_failure(Step::StartForkserver, "epoll_ctl"))?;
         let (own_uid, own_gid) = (geteuid(), getegid());
-        let privileged = own_uid.is_root();
+        let privileged = own_uid.is_root() && process::has_ids_to_give();
         let pick =
             |chosen: Option<u32>, own: u32| if privileged { chosen.unwrap_or(DEFAULT_HOST_ID) } else { own };
         Ok(Self {

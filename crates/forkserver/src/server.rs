@@ -31,7 +31,8 @@ pub(crate) fn run() -> ! {
     let server = Server {
         pid: nix::unistd::getpid().as_raw(),
         privileged: nix::unistd::geteuid().is_root()
-            && capabilities::permitted().is_ok_and(|held| held & CAP_SETUID != 0),
+            && capabilities::permitted().is_ok_and(|held| held & CAP_SETUID != 0)
+            && process::has_ids_to_give(),
     };
     if let Err(fault) = start(server) {
         report::launch_failed(control.as_fd(), &fault);

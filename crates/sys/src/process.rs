@@ -125,6 +125,16 @@ pub fn write_file_at(dir: RawFd, path: &CStr, text: &[u8]) -> Result<(), Errno> 
     written.and(closed).map(drop)
 }
 
+/// Whether this user namespace has more than one id, so that a sandboxee can have another than its host. The root of
+/// `unshare -r` has not: it is an unprivileged user by another name, and is served like one (user_namespaces(7)).
+#[must_use]
+pub fn has_ids_to_give() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let count = |line: &str| line.split_ascii_whitespace().nth(2)?.parse::<u64>().ok();
+    map.lines().filter_map(count).sum::<u64>() > 1
+        && std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|setgroups| setgroups.trim() == "allow")
+}
+
 /// CLOCK_MONOTONIC in nanoseconds.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
