@@ -165,7 +165,7 @@ const steps = (run: Run): object | undefined => {
     data: { values },
     encoding: {
       y: { field: 'step', type: 'nominal', sort: null, axis: { title: null, grid: false, ticks: false } },
-      x: { field: 'from', type: 'quantitative', axis: { title: 'microseconds since the call' } },
+      x: { field: 'from', type: 'quantitative', axis: { title: 'microseconds, one after the other' } },
     },
     layer: [
       { mark: { type: 'bar', color: OURS, height: 12 }, encoding: { x2: { field: 'to' } } },

@@ -32,7 +32,9 @@ is compared was therefore measured at the same time; absolute numbers are those 
 - \`sandbox.run\` is \`policy('host-system')\` with the program bound into it: all namespaces, fresh /proc, private /tmp, no
   capabilities, the syscall filter, all default limits. \`bwrap\` gets options that come as close as it can; it applies no limits and no
   syscall filter.
-- The bench also looks whether the machine is quiet, before and after each scenario, and says so below the numbers.
+- Between turns it looks for 60 ms, with all hosts idle, whether anybody else uses the machine, and waits while they do, for five
+  minutes a scenario at the most. What is measured is never chosen by its outcome. How quiet it was is below the numbers.
+- 20,000 threads can't take turns with none, being the whole machine's: these two are measured in alternating blocks.
 - Samples are kept: \`bench/runs\` has one file a run, a JSON line for each series. \`npm run bench -- --report FILE\` makes this
   page from such a file again.
 

@@ -6,18 +6,19 @@ import { median, quantile } from './stats.ts'
 import {
   longestBlocks,
   memoryOf,
+  MILLISECOND,
   outcomes,
   ratioBetween,
   samplesOf,
   showEstimate,
-  undisturbedBlocks,
+  unpreemptedBlocks,
 } from './targets.ts'
 
 /** What modes are called in tables and plots. */
 export const LABELS: Readonly<Record<string, string>> = {
   nestbox: 'sandbox.run',
   'nestbox-empty': 'sandbox.run, empty policy',
-  'nestbox-shared-loopback': "sandbox.run, network 'shared-loopback'",
+  'nestbox-shared-loopback': 'sandbox.run, shared loopback',
   'nestbox-capture': 'sandbox.run',
   unsandboxed: 'unsandboxed.run',
   'sandbox2-nested': "ForkClient, pivot 'nested'",
@@ -111,20 +112,21 @@ const blocksTable = (run: Run): string => {
       const record = samplesOf(run, 'heap', mode, variant)
       if (record === undefined) return []
       const all = longestBlocks(record)
-      const undisturbed = undisturbedBlocks(record)
+      const unpreempted = unpreemptedBlocks(record)
       return [
         [
           label(mode),
           record.variant,
           micros(quantile(all, 0.5)),
           micros(quantile(all, 0.99)),
-          micros(Math.max(...undisturbed)),
           micros(Math.max(...all)),
+          `${all.filter((us) => us > MILLISECOND).length} of ${all.length}`,
+          `${micros(Math.max(...unpreempted))} (${unpreempted.length})`,
         ],
       ]
     }),
   )
-  return table(['µs', '', 'p50', 'p99', 'longest', 'longest, preempted ones included'], rows, 2)
+  return table(['µs', '', 'p50', 'p99', 'longest', 'above 1 ms', 'longest without preemption (of)'], rows, 2)
 }
 
 const memoryTable = (run: Run): string | undefined => {
@@ -190,7 +192,9 @@ const describe = ({ run, records }: Run): string => {
     `(${[`transparent huge pages: ${run.hugePages}`, `${run.mounts} mounts`, ...peers].join(', ')}).`,
     Number.isFinite(launches) ? `At least ${launches} launches a mode.` : '',
     run.quick ? '**A quick run: it shows that the harness works; its numbers mean nothing.**' : '',
-  ].join('\n')
+  ]
+    .filter((line) => line !== '')
+    .join('\n')
 }
 
 const missing = (run: Run): string =>
@@ -228,7 +232,10 @@ export const reportOf = (run: Run, image: (name: string) => string): string => {
       'A host with a big heap',
       image('heap'),
       growthTable(run, 'heap'),
-      'The longest that a launch can have kept the event loop busy without a pause:',
+      [
+        'The longest that a launch can have kept the event loop busy without a pause, by the wall clock: time in which the kernel let',
+        'another process run on this processor is in it. That other one is often what the launch itself woke.',
+      ].join('\n'),
       blocksTable(run),
     ),
     ...section('threads', 'A machine full of threads', image('threads'), growthTable(run, 'threads')),
@@ -255,11 +262,6 @@ export const reportOf = (run: Run, image: (name: string) => string): string => {
 
 /** What the README shows. */
 export const summaryOf = (run: Run, image: (name: string) => string): string =>
-  [
-    image('latency'),
-    targetsTable(run),
-    image('heap'),
-    describe(run).split('\n').slice(0, 2).join('\n').replace(/ \($/, '.'),
-  ]
+  [image('latency'), targetsTable(run), image('heap'), `${describe(run).split('\n').slice(0, 2).join('\n')}.`]
     .filter((part) => part !== '')
     .join('\n\n')

@@ -28,7 +28,7 @@ export interface SampleRecord {
   readonly syncUs?: readonly number[]
   /** All that the event loop was busy with during the launch. */
   readonly busyUs?: readonly number[]
-  /** 1 where the kernel took the processor away meanwhile: what the wall clock says then is not the launch's. */
+  /** 1 where the kernel took the processor away meanwhile, for somebody else's process or for one that the launch woke. */
   readonly preempted?: readonly number[]
 }
 

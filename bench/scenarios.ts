@@ -9,7 +9,7 @@ import type { StepSample } from './hosts.ts'
 import { pause } from './machine.ts'
 import { closeAll, compare, type Context, openAll, type OpenSeries, takeTurns, toRecord } from './measure.ts'
 import { progressBar } from './progress.ts'
-import { rounded, type SampleRecord, type ScenarioRecord, type StepsRecord } from './samples.ts'
+import { type MemoryRecord, rounded, type SampleRecord, type ScenarioRecord, type StepsRecord } from './samples.ts'
 
 /** Something that can be measured by itself. */
 export interface Scenario {
@@ -45,7 +45,8 @@ const capture: Scenario = {
 // ---- a big host -------------------------------------------------------------------------------------------------------------
 
 const AT_START = 'at start'
-const GROWN = 'grown'
+/** What a host of this many bytes is called. */
+const grown = (bytes: number): string => `at ${Math.round(bytes / 1024 ** 2).toLocaleString('en')} MiB`
 
 const heap: Scenario = {
   name: 'heap',
@@ -53,12 +54,12 @@ const heap: Scenario = {
   async run(context) {
     const wanted = ['nestbox', 'spawn'].flatMap((mode) => [
       { mode, variant: AT_START },
-      { mode, variant: GROWN },
+      { mode, variant: grown(context.settings.ballast) },
     ])
     const { open, missing } = await openAll(context, wanted)
     try {
       for (const { host, variant } of open) {
-        if (variant === GROWN) await host.grow(context.settings.ballast)
+        if (variant !== AT_START) await host.grow(context.settings.ballast)
       }
       // Two hosts, one of each size, rather than one that grows: so the sizes are interleaved like everything else.
       const samples = await takeTurns(context, open, { watch: true })
@@ -210,6 +211,18 @@ const kibibytes = (text: string, field: string): number =>
 /** What a process calls itself. */
 const nameOf = (pid: number): string => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()
 
+/** What one process takes; nothing if it has ended meanwhile. */
+const memoryOfProcess = (pid: number): MemoryRecord['processes'] => {
+  try {
+    const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8')
+    return [{ name: nameOf(pid), pssKib: kibibytes(rollup, 'Pss'), rssKib: kibibytes(rollup, 'Rss') }]
+  } catch (error) {
+    const { code = '' } = error as NodeJS.ErrnoException
+    if (code === 'ESRCH' || code === 'ENOENT') return []
+    throw error
+  }
+}
+
 const memory: Scenario = {
   name: 'memory',
   what: 'proportional memory of the fork server with one template',
@@ -220,10 +233,9 @@ const memory: Scenario = {
       for (const { host } of open) {
         await host.turn(context.settings.warmUp)
         const server = await host.server()
-        const processes = familyOf(server).map((pid) => {
-          const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8')
-          return { name: nameOf(pid), pssKib: kibibytes(rollup, 'Pss'), rssKib: kibibytes(rollup, 'Rss') }
-        })
+        // The last nests are still being taken down, and are none of what stays.
+        await pause(SETTLE)
+        const processes = familyOf(server).flatMap(memoryOfProcess)
         records.push({ type: 'memory', scenario: context.scenario, processes })
       }
       return [...records, ...missing]

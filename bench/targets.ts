@@ -2,7 +2,7 @@
 // that is.
 
 import type { MemoryRecord, Run, SampleRecord } from './samples.ts'
-import { type Estimate, median, ratioOfMedians } from './stats.ts'
+import { type Estimate, median, quantile, ratioOfMedians } from './stats.ts'
 
 /** One promise against what was measured. */
 export interface Outcome {
@@ -55,24 +55,38 @@ const ratioOutcome = (
 export const longestBlocks = ({ syncUs = [], busyUs = [] }: SampleRecord): number[] =>
   syncUs.map((sync, index) => Math.max(sync, (busyUs[index] ?? sync) - sync))
 
-/** Without the launches during which the kernel ran something else: nobody's code blocked the loop then. */
-export const undisturbedBlocks = (record: SampleRecord): number[] =>
+/**
+ * Without the launches during which the kernel took the processor from the host. Shown, and not what is judged: the process
+ * that a launch wakes may be the one that takes it, so what is left out here is not only other people's doing.
+ */
+export const unpreemptedBlocks = (record: SampleRecord): number[] =>
   longestBlocks(record).filter((_, index) => record.preempted?.[index] !== 1)
 
-const MILLISECOND = 1000
+export const MILLISECOND = 1000
+
+const milliseconds = (us: number): string => `${(us / MILLISECOND).toFixed(2)} ms`
 
 const blockOutcome = (run: Run): Outcome => {
+  const measure = 'longest block of the event loop by a launch, host at 1 GiB'
+  const target = '≤ 1 ms'
   const grown = samplesOf(run, 'heap', 'nestbox', 1)
+  if (grown === undefined) return { measure, target, measured: undefined, met: undefined }
+  const blocks = longestBlocks(grown)
+  const longest = Math.max(...blocks)
+  const above = blocks.filter((us) => us > MILLISECOND).length
   const spawn = samplesOf(run, 'heap', 'spawn', 1)
-  const longest = grown === undefined ? undefined : Math.max(...undisturbedBlocks(grown))
+  const beside = [
+    `above 1 ms: ${above} of ${blocks.length}`,
+    `p99: ${milliseconds(quantile(blocks, 0.99))}`,
+    `longest without preemption: ${milliseconds(Math.max(...unpreemptedBlocks(grown)))}`,
+    ...(spawn === undefined ? [] : [`child_process.spawn, p50: ${milliseconds(median(longestBlocks(spawn)))}`]),
+  ]
   return {
-    measure: 'longest block of the event loop by a launch, host at 1 GiB',
-    target: '≤ 1 ms',
-    measured: longest === undefined ? undefined : `${(longest / MILLISECOND).toFixed(2)} ms`,
-    met: longest === undefined ? undefined : longest <= MILLISECOND,
-    ...(spawn === undefined
-      ? undefined
-      : { beside: `child_process.spawn, p50: ${(median(longestBlocks(spawn)) / MILLISECOND).toFixed(2)} ms` }),
+    measure,
+    target,
+    measured: milliseconds(longest),
+    met: longest <= MILLISECOND,
+    beside: beside.join(', '),
   }
 }
 
