@@ -82,8 +82,13 @@ fn raise_fd_limit() {
 
 /// Drops all capabilities. The bounding set stays: `unsandboxed` launches run as the host would, and a setuid program
 /// that they execute may gain what it would have gained there.
-pub(crate) fn drop_capabilities() -> Result<(), Fault<'static>> {
-    capabilities::keep_only(0).at(Step::DropCapabilities, "capset", b"")
+///
+/// A root without ids to give keeps the one that its own id map needs: who maps a parent's uid 0 must have had
+/// `CAP_SETFCAP` when it was forked (user_namespaces(7), Linux 5.12).
+pub(crate) fn drop_capabilities(privileged: bool) -> Result<(), Fault<'static>> {
+    let keep = if privileged { 0 } else { capabilities::CAP_SETFCAP };
+    let held = capabilities::permitted().unwrap_or(0);
+    capabilities::keep_only(keep & held).at(Step::DropCapabilities, "capset", b"")
 }
 
 /// Ties this process's life to its parent's. `parent` is the parent's pid as it was before the fork: if it is another

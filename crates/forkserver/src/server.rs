@@ -74,7 +74,7 @@ fn start(server: Server) -> Result<(), Fault<'static>> {
             b"",
         )?;
     }
-    boot::drop_capabilities()
+    boot::drop_capabilities(server.privileged)
 }
 
 /// Forks the child that serves one request.
