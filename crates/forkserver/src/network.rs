@@ -152,7 +152,27 @@ fn traces(files: &[File]) -> std::io::Result<Vec<u8>> {
         }
     }
     all.truncate(length);
-    Ok(all)
+    Ok(without_machine_wide(&all))
+}
+
+/// Counters of `sockstat` that belong to the whole machine whichever namespace shows them (`net/ipv4/proc.c`): compared,
+/// they would make every namespace look used on a host with any traffic. What they count is in `sockets: used`, `tw` and
+/// `snmp` as well, which are the namespace's own.
+const MACHINE_WIDE: [&[u8]; 4] = [b"orphan", b"alloc", b"mem", b"memory"];
+
+/// Leaves out the values that follow those names.
+fn without_machine_wide(traces: &[u8]) -> Vec<u8> {
+    let mut own = Vec::with_capacity(traces.len());
+    let mut skip = false;
+    for word in traces.split_inclusive(|&byte| byte == b' ' || byte == b'\n') {
+        if skip {
+            own.extend(word.ends_with(b"\n").then_some(b'\n'));
+        } else {
+            own.extend_from_slice(word);
+        }
+        skip = MACHINE_WIDE.contains(&word.trim_ascii());
+    }
+    own
 }
 
 /// Sets `IFF_UP` on `lo` of this process's network namespace: netdevice(7).
@@ -173,4 +193,16 @@ pub(crate) fn bring_loopback_up() -> Result<(), Fault<'static>> {
     // SAFETY: the socket was made above.
     let _ = unsafe { nestbox_sys::syscall!(libc::SYS_close, socket) };
     set.at(step, "ioctl", b"lo").map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_machine_wide;
+
+    #[test]
+    fn what_belongs_to_the_machine_is_left_out() {
+        let shown = b"sockets: used 3\nTCP: inuse 1 orphan 7 tw 2 alloc 12 mem 345\nFRAG: inuse 0 memory 0\n";
+        let own = b"sockets: used 3\nTCP: inuse 1 orphan tw 2 alloc mem \nFRAG: inuse 0 memory \n";
+        assert_eq!(without_machine_wide(shown), own);
+    }
 }
