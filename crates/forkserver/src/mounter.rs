@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nestbox_protocol::{BindOpened, Failure, OpenBind, frame};
 use nestbox_sys::packet;
+use prost::Message;
 
 use crate::fault::Fault;
 use crate::server::Server;
@@ -18,13 +19,7 @@ use crate::source::{self, IdMapping};
 pub(crate) fn serve(server: Server, socket: &OwnedFd) -> Result<Infallible, Fault<'static>> {
     let mut buffer = vec![0; frame::PACKET_MAX];
     loop {
-        let mut fds = Vec::new();
-        let bytes = match packet::receive(socket.as_fd(), &mut buffer, &mut fds, 0) {
-            Ok(packet) if packet.bytes.is_empty() => crate::exit(0),
-            Ok(packet) => packet.bytes,
-            Err(_) => continue,
-        };
-        let Ok(request) = packet::read_message::<OpenBind>(bytes, &mut fds) else { continue };
+        let (request, _): (OpenBind, _) = next_request(socket, &mut buffer);
         let bind = request.bind.unwrap_or_default();
         let ids = IdMapping { available: server.privileged, uid: request.outer_uid, gid: request.outer_gid };
         let sent = match source::open(&bind, ids) {
@@ -39,6 +34,22 @@ pub(crate) fn serve(server: Server, socket: &OwnedFd) -> Result<Infallible, Faul
         };
         if sent.is_err() {
             crate::exit(1);
+        }
+    }
+}
+
+/// The next request that can be read, with its fds; one that can't is passed over. Ends this process with the socket.
+/// Called by the mounter and the network keeper.
+pub(crate) fn next_request<M: Message + Default>(socket: &OwnedFd, buffer: &mut [u8]) -> (M, Vec<OwnedFd>) {
+    loop {
+        let mut fds = Vec::new();
+        let bytes = match packet::receive(socket.as_fd(), buffer, &mut fds, 0) {
+            Ok(packet) if packet.bytes.is_empty() => crate::exit(0),
+            Ok(packet) => packet.bytes,
+            Err(_) => continue,
+        };
+        if let Ok(request) = packet::read_message(bytes, &mut fds) {
+            return (request, fds);
         }
     }
 }

@@ -21,7 +21,7 @@ use nestbox_sys::{Errno, packet, process};
 use crate::boot;
 use crate::fault::{At, Fault};
 use crate::initial::{self, answer_initialized, surplus_fds};
-use crate::mounter::failure;
+use crate::mounter::{failure, next_request};
 use crate::server::Server;
 use crate::source::status;
 
@@ -47,13 +47,7 @@ pub(crate) fn keep(server: Server, fds: Vec<OwnedFd>) -> Result<Infallible, Faul
     // Requests are a few bytes.
     let mut buffer = [0; 256];
     loop {
-        let mut fds = Vec::new();
-        let bytes = match packet::receive(socket.as_fd(), &mut buffer, &mut fds, 0) {
-            Ok(packet) if packet.bytes.is_empty() => crate::exit(0),
-            Ok(packet) => packet.bytes,
-            Err(_) => continue,
-        };
-        let Ok(request) = packet::read_message::<NetworkRequest>(bytes, &mut fds) else { continue };
+        let (request, fds): (NetworkRequest, _) = next_request(&socket, &mut buffer);
         let mut made = None;
         let reply = match request.kind {
             Some(network_request::Kind::Create(create)) => match create_one() {

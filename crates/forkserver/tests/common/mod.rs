@@ -2,7 +2,6 @@
 
 #![allow(unreachable_pub, dead_code, missing_docs)]
 
-use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -241,14 +240,4 @@ pub fn run(template: &OwnedFd, mut launch: Launch) -> Outcome {
 
 pub fn pipe() -> (OwnedFd, OwnedFd) {
     nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).expect("pipe2")
-}
-
-#[allow(dead_code)]
-pub fn c(text: &str) -> CString {
-    CString::new(text).expect("no NUL")
-}
-
-#[allow(dead_code)]
-pub fn as_str(text: &CStr) -> &str {
-    text.to_str().expect("utf-8")
 }
