@@ -4,8 +4,6 @@
 //! first call that is not on the list, and with it the nest. sandbox2 does the same, but forgot `exit_group`
 //! (`forkedprocess.cc`). Assembled once per template; installed in each init right after exec, off the critical path.
 
-use nestbox_sys::{Errno, process};
-
 /// Calls that a running init makes.
 const ALLOWED: &[libc::c_long] = &[
     libc::SYS_ppoll,
@@ -82,14 +80,10 @@ pub(crate) fn program() -> Vec<u8> {
     unsafe { std::slice::from_raw_parts(program.as_ptr().cast::<u8>(), size) }.to_vec()
 }
 
-/// Installs it on this process.
-pub(crate) fn install(program: &[u8]) -> Result<(), Errno> {
-    process::install_filter(program)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nestbox_sys::process;
 
     /// Runs `body` under the filter in a child; returns its wait status.
     fn under_guard(body: fn() -> !) -> i32 {
@@ -98,7 +92,7 @@ mod tests {
         let pid = unsafe { process::fork_with(0) }.expect("fork");
         let Some(pid) = pid else {
             let _ = process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1);
-            if install(&program).is_err() {
+            if process::install_filter(&program).is_err() {
                 crate::exit(99);
             }
             body()

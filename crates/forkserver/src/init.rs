@@ -19,7 +19,6 @@ use crate::boot::CONTROL_FD;
 use crate::capabilities::{self, CAP_KILL, CAP_SETGID, CAP_SETUID};
 use crate::child::{self, Child};
 use crate::fault::{At, Fault};
-use crate::guard;
 use crate::launch::Prepared;
 use crate::nest::{self, NestMounts};
 use crate::report::{self, Ending, Marks, OUTPUTS_MAX};
@@ -231,7 +230,7 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &Running, marks: 
         }
         let now = monotonic_ns();
         if let (Some(program), Some(_)) = (nest.guard, guard_at.take_if(|at| now >= *at))
-            && let Err(fault) = guard::install(program).at(Step::GuardInit, "seccomp", b"init")
+            && let Err(fault) = process::install_filter(program).at(Step::GuardInit, "seccomp", b"init")
         {
             kill_all(nest, running.pid, &mut ended);
             report::launch_failed(socket, &fault);
