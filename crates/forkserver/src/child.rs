@@ -2,33 +2,68 @@
 //!
 //! It runs on a stack of its own in its parent's memory (`CLONE_VM`), while the parent is suspended. So nothing here
 //! allocates, locks, unwinds or touches thread-local state: system calls are made without the C library, and everything
-//! they need was made ready in [`crate::launch`]. [`steps`] reads top to bottom; each step has its own name in the error
-//! record. Called by [`crate::init`] only.
+//! they need was made ready in [`crate::launch`]. The child of a warm nest stops half-way, in [`crate::parked`], and goes
+//! on when its launch is there. [`steps`] reads top to bottom; each step has its own name in the error record. Called by
+//! [`crate::init`] only.
 
 use std::convert::Infallible;
 use std::ffi::{CStr, c_int, c_void};
 use std::os::fd::RawFd;
 
 use nestbox_protocol::Step;
-use nestbox_sys::process::{close_range, install_filter, prctl, unshare};
+use nestbox_sys::process::{install_filter, prctl, unshare};
 use nestbox_sys::{Errno, process};
 
 use crate::capabilities;
 use crate::fault::{At, Fault};
 use crate::initial::write_single_maps;
-use crate::launch::{Prepared, Program};
-use crate::report::Marks;
+use crate::launch::{Ids, Prepared, Program};
+use crate::parked::{self, Orders, Parking};
+use crate::report::{self, Marks};
+
+/// A system call that carries the cookie in its sixth argument, which none of the calls made so has. Needs `unsafe`.
+macro_rules! carry {
+    ($cookie:expr, $number:expr $(, $arg:expr)* $(,)?) => {{
+        let given = [$($arg as usize),*];
+        let mut args = [0, 0, 0, 0, 0, $cookie as usize];
+        args[..given.len()].copy_from_slice(&given);
+        nestbox_sys::raw::syscall($number, args)
+    }};
+}
 
 const PR_SET_SPECULATION_CTRL: c_int = 53;
 const PR_SPEC_STORE_BYPASS: usize = 0;
 const PR_SPEC_INDIRECT_BRANCH: usize = 1;
 const PR_SPEC_FORCE_DISABLE: usize = 8;
 
+/// Where the child's launch comes from.
+pub(crate) enum Task<'a> {
+    /// It is here.
+    Launch(&'a Prepared<'a>),
+    /// It will come: the nest is warm.
+    Park(Parking),
+}
+
+/// What became of the child.
+pub(crate) enum Outcome<'a> {
+    /// It executed the program.
+    Executed,
+    /// A step failed.
+    Failed(Fault<'a>),
+    /// Parked, it was dismissed without a launch.
+    Dismissed,
+    /// Parked, it made way: the launch has work for init first.
+    MadeWay,
+}
+
 /// What the child works on, and where it leaves what became of it: its parent's memory.
 pub(crate) struct Child<'a> {
-    pub(crate) launch: &'a Prepared<'a>,
+    pub(crate) task: Task<'a>,
+    pub(crate) ids: Ids,
     /// The compiled syscall filter, or empty.
     pub(crate) filter: &'a [u8],
+    /// What lets the calls below [`isolate`] pass the filter; see `Plan.launch_cookie`.
+    pub(crate) cookie: u64,
     /// A proc in which `self` is this process.
     pub(crate) proc: RawFd,
     /// A user namespace of its own, no capabilities, no new privileges.
@@ -38,32 +73,42 @@ pub(crate) struct Child<'a> {
     /// Arm the parent-death signal: outside a pid namespace nothing else ties the child to its supervisor.
     pub(crate) die_with_parent: bool,
     pub(crate) marks: Marks,
-    /// Set if a step failed.
-    pub(crate) fault: Option<Fault<'a>>,
+    /// The launch that it carried out.
+    pub(crate) launch: Option<&'a Prepared<'a>>,
+    pub(crate) outcome: Outcome<'a>,
 }
 
 /// The function that the clone runs. `argument` is a `*mut Child`.
 pub(crate) extern "C" fn run(argument: *mut c_void) -> c_int {
     // SAFETY: the parent passes a Child of its own and is suspended until we execute or exit.
     let child = unsafe { &mut *argument.cast::<Child<'_>>() };
-    let Err(fault) = steps(child);
-    child.fault = Some(fault);
-    crate::exit(127)
+    let Err(outcome) = steps(child);
+    child.outcome = outcome;
+    loop {
+        // SAFETY: takes a number; does not return.
+        let _ = unsafe { carry!(child.cookie, libc::SYS_exit_group, 127) };
+    }
 }
 
-/// Every step from clone to exec, in order.
-fn steps<'a>(child: &mut Child<'a>) -> Result<Infallible, Fault<'a>> {
-    let launch = child.launch;
+/// Every step from clone to exec, in order. What needs no launch comes first, so that a parked child has done it.
+fn steps<'a>(child: &mut Child<'a>) -> Result<Infallible, Outcome<'a>> {
+    isolate(child).map_err(Outcome::Failed)?;
+    let launch = match child.task {
+        Task::Launch(launch) => launch,
+        Task::Park(parking) => wait_for_launch(child, parking)?,
+    };
+    child.launch = Some(launch);
+    carry_out(child, launch).map_err(Outcome::Failed)
+}
+
+/// Who the sandboxee is and what it may not do.
+fn isolate(child: &mut Child<'_>) -> Result<(), Fault<'static>> {
     create_session()?;
     if child.sandboxed {
-        set_outer_ids(launch)?;
-        create_user_namespace(child.proc, launch)?;
+        set_outer_ids(child.ids)?;
+        create_user_namespace(child.proc, child.ids)?;
         child.marks.add(Step::WriteIdMaps);
     }
-    map_fds(launch)?;
-    // After the nested user namespace is entered: RLIMIT_NPROC set before counts all of the caller's sandboxes together.
-    set_limits(launch)?;
-    change_directory(launch)?;
     reset_signals()?;
     if child.die_with_parent {
         // After the last change of credentials, which clears it.
@@ -75,10 +120,49 @@ fn steps<'a>(child: &mut Child<'a>) -> Result<Infallible, Fault<'a>> {
         if !child.speculation {
             disable_speculation()?;
         }
+    }
+    // SAFETY: takes a number.
+    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_umask, 0o022) };
+    Ok(())
+}
+
+/// Waits, as ready as can be, for the launch.
+fn wait_for_launch<'a>(child: &mut Child<'a>, parking: Parking) -> Result<&'a Prepared<'a>, Outcome<'a>> {
+    report::parked(parking.socket());
+    if parked::UNDER_FILTER {
+        install(child.filter).map_err(Outcome::Failed)?;
+        child.filter = &[];
+    }
+    let orders = parked::wait(parking, child.ids, child.cookie, &mut child.marks);
+    match orders.map_err(Outcome::Failed)? {
+        Orders::Launch(launch) => Ok(launch),
+        Orders::Dismissed => Err(Outcome::Dismissed),
+        Orders::MakeWay => Err(Outcome::MadeWay),
+    }
+}
+
+/// The launch's own part, and the exec. If the child was parked its filter is on already: from here on every call that
+/// is made carries the cookie.
+fn carry_out<'a>(child: &mut Child<'a>, launch: &'a Prepared<'a>) -> Result<Infallible, Fault<'a>> {
+    let cookie = child.cookie;
+    map_fds(launch, cookie)?;
+    // In the nested user namespace: RLIMIT_NPROC set before it counts all of the caller's sandboxes together.
+    set_limits(launch, cookie)?;
+    change_directory(launch, cookie)?;
+    if child.sandboxed {
         install(child.filter)?;
     }
-    child.marks.add(Step::InstallFilter);
-    execute(launch)
+    child.marks.add_at(Step::InstallFilter, now(cookie));
+    execute(launch, cookie)
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, by the call itself: where the vDSO has no clock it would make the call without the
+/// cookie.
+pub(crate) fn now(cookie: u64) -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a timespec of ours.
+    let _ = unsafe { carry!(cookie, libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Own session and process group: no controlling terminal, and a signal to the host's group does not reach it.
@@ -93,11 +177,15 @@ fn create_session() -> Result<(), Fault<'static>> {
 /// Everything else is closed here and not by the exec: until then this process's `/proc/self/fd` can be named by the
 /// caller's paths, and a working directory or a program below one of ours (the template's proc, a namespace, a bind
 /// source) would be a way out.
-fn map_fds(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
+fn map_fds(launch: &Prepared<'_>, cookie: u64) -> Result<(), Fault<'static>> {
     let step = Step::MapFds;
     let copy = |from: RawFd, to: RawFd, flags: c_int| {
         // SAFETY: numbers only.
-        unsafe { nestbox_sys::syscall!(libc::SYS_dup3, from, to, flags) }.at(step, "dup3", b"fd")
+        unsafe { carry!(cookie, libc::SYS_dup3, from, to, flags) }.at(step, "dup3", b"fd")
+    };
+    let close = |first: u32, last: u32| {
+        // SAFETY: numbers only; nothing here uses the fds of that range any more.
+        unsafe { carry!(cookie, libc::SYS_close_range, first, last, 0) }.at(step, "close_range", b"")
     };
     let all = || launch.fds.iter().zip(0..);
     if let Some(staging) = launch.staging {
@@ -115,18 +203,17 @@ fn map_fds(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
     for &fd in &launch.kept {
         let fd = fd as u32;
         if fd > first {
-            close_range(first, fd - 1, 0).at(step, "close_range", b"")?;
+            close(first, fd - 1)?;
         }
         first = fd + 1;
     }
-    close_range(first, u32::MAX, 0).at(step, "close_range", b"")
+    close(first, u32::MAX).map(drop)
 }
 
 /// Under a root host: leave the host's root for the unprivileged outer id, in U0. The host's supplementary groups are
 /// gone since U0 was entered.
-fn set_outer_ids(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
+fn set_outer_ids(ids: Ids) -> Result<(), Fault<'static>> {
     let step = Step::SetIds;
-    let ids = launch.ids;
     if ids.privileged {
         let (uid, gid) = (ids.outer_uid, ids.outer_gid);
         // SAFETY: numbers only.
@@ -139,7 +226,7 @@ fn set_outer_ids(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
 
 /// U1: a user namespace nested in the one that owns the nest's other namespaces. No capability in it means anything
 /// there, so the mounts, the network and the hostname are out of the sandboxee's reach even without the filter.
-fn create_user_namespace(proc: RawFd, launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
+fn create_user_namespace(proc: RawFd, ids: Ids) -> Result<(), Fault<'static>> {
     // The id maps of a non-dumpable process can't be written by its owner. The flag belongs to the memory that we share
     // with init, so it is set for this moment alone: were it left to init to clear it after the exec, the program would
     // already run, and find `/proc/1/fd` open.
@@ -148,7 +235,6 @@ fn create_user_namespace(proc: RawFd, launch: &Prepared<'_>) -> Result<(), Fault
     };
     dumpable(1)?;
     unshare(libc::CLONE_NEWUSER).at(Step::CreateUserNamespace, "unshare", b"nested user namespace")?;
-    let ids = launch.ids;
     write_single_maps(
         proc,
         c"self/setgroups",
@@ -161,13 +247,13 @@ fn create_user_namespace(proc: RawFd, launch: &Prepared<'_>) -> Result<(), Fault
     dumpable(0).map(drop)
 }
 
-fn set_limits(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
+fn set_limits(launch: &Prepared<'_>, cookie: u64) -> Result<(), Fault<'static>> {
     let step = Step::SetLimits;
     for &(resource, value) in &launch.rlimits {
         let set = |value: u64| {
             let limit = libc::rlimit64 { rlim_cur: value, rlim_max: value };
             // SAFETY: a struct of ours.
-            unsafe { nestbox_sys::syscall!(libc::SYS_prlimit64, 0, resource, &raw const limit, 0) }
+            unsafe { carry!(cookie, libc::SYS_prlimit64, 0, resource, &raw const limit, 0) }
         };
         match set(value) {
             Ok(_) => {}
@@ -175,7 +261,7 @@ fn set_limits(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
             Err(Errno::EPERM) => {
                 let mut have = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
                 // SAFETY: a struct of ours.
-                unsafe { nestbox_sys::syscall!(libc::SYS_prlimit64, 0, resource, 0, &raw mut have) }
+                unsafe { carry!(cookie, libc::SYS_prlimit64, 0, resource, 0, &raw mut have) }
                     .at(step, "prlimit", b"")?;
                 set(have.rlim_max).at(step, "prlimit", b"")?;
             }
@@ -186,17 +272,14 @@ fn set_limits(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
 }
 
 /// From `/`, so that a relative or failing path never leaves the sandboxee where its parent stood.
-fn change_directory<'a>(launch: &'a Prepared<'_>) -> Result<(), Fault<'a>> {
+fn change_directory<'a>(launch: &'a Prepared<'_>, cookie: u64) -> Result<(), Fault<'a>> {
     let step = Step::ChangeDirectory;
     let change = |path: &CStr| {
         // SAFETY: a C string.
-        unsafe { nestbox_sys::syscall!(libc::SYS_chdir, path.as_ptr()) }
+        unsafe { carry!(cookie, libc::SYS_chdir, path.as_ptr()) }
     };
     change(c"/").at(step, "chdir", b"/")?;
-    change(&launch.cwd).at(step, "chdir", launch.cwd.to_bytes())?;
-    // SAFETY: takes a number.
-    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_umask, 0o022) };
-    Ok(())
+    change(&launch.cwd).at(step, "chdir", launch.cwd.to_bytes()).map(drop)
 }
 
 /// Default dispositions and an empty mask. Our own processes ignore SIGCHLD and block everything; both would survive
@@ -265,7 +348,7 @@ fn install(filter: &[u8]) -> Result<(), Fault<'static>> {
 
 /// Executes the program; comes back only with the reason why not. Among several candidates the first errno that says
 /// more than "not here" counts, as in execvp(3).
-fn execute<'a>(launch: &'a Prepared<'_>) -> Result<Infallible, Fault<'a>> {
+fn execute<'a>(launch: &'a Prepared<'_>, cookie: u64) -> Result<Infallible, Fault<'a>> {
     let exec_fault = |errno, syscall, detail| Fault {
         exec: true,
         ..Fault::new(Step::Exec, errno, syscall, launch.file).detail(detail)
@@ -275,7 +358,8 @@ fn execute<'a>(launch: &'a Prepared<'_>) -> Result<Infallible, Fault<'a>> {
             let fd = launch.staging.map_or(*fd, |staging| staging + launch.fds.len() as RawFd);
             // SAFETY: the vectors are null-terminated and point to C strings.
             let answer = unsafe {
-                nestbox_sys::syscall!(
+                carry!(
+                    cookie,
                     libc::SYS_execveat,
                     fd,
                     c"".as_ptr(),
@@ -293,11 +377,10 @@ fn execute<'a>(launch: &'a Prepared<'_>) -> Result<Infallible, Fault<'a>> {
             let mut detail = "";
             for path in candidates {
                 // SAFETY: as above.
-                let answer = unsafe {
-                    nestbox_sys::syscall!(libc::SYS_execve, path.as_ptr(), launch.argv(), launch.envp())
-                };
+                let answer =
+                    unsafe { carry!(cookie, libc::SYS_execve, path.as_ptr(), launch.argv(), launch.envp()) };
                 match answer.err().unwrap_or(Errno::EIO) {
-                    Errno::ENOENT if exists(path) => {
+                    Errno::ENOENT if exists(path, cookie) => {
                         detail =
                             "the file exists, but its interpreter (of a script or the ELF loader) does not";
                         break;
@@ -312,16 +395,26 @@ fn execute<'a>(launch: &'a Prepared<'_>) -> Result<Infallible, Fault<'a>> {
     }
 }
 
-fn exists(path: &CStr) -> bool {
+fn exists(path: &CStr, cookie: u64) -> bool {
     // SAFETY: a C string.
-    unsafe { nestbox_sys::syscall!(libc::SYS_faccessat, libc::AT_FDCWD, path.as_ptr(), libc::F_OK) }.is_ok()
+    unsafe { carry!(cookie, libc::SYS_faccessat, libc::AT_FDCWD, path.as_ptr(), libc::F_OK) }.is_ok()
 }
 
-/// Starts the child; returns its pid once it has executed or failed.
+/// Starts the child, as `pid` if that is given; returns its pid once it has executed or given up.
 ///
 /// # Safety
-/// `stack` must be the high end of memory that nobody else uses meanwhile.
-pub(crate) unsafe fn start(child: &mut Child<'_>, stack: *mut c_void) -> Result<i32, Errno> {
-    // SAFETY: `run` allocates nothing and does not return; all signals are blocked in every process of ours.
-    unsafe { process::vfork_on(stack, run, std::ptr::from_mut(child).cast(), 0) }
+/// `stack` must be the high end of memory that nobody else uses meanwhile, aligned to 16 bytes.
+pub(crate) unsafe fn start(
+    child: &mut Child<'_>,
+    stack: *mut c_void,
+    pid: Option<i32>,
+) -> Result<i32, Errno> {
+    let argument = std::ptr::from_mut(child).cast();
+    match pid {
+        // SAFETY: `run` unwinds nowhere and does not return; all signals are blocked in every process of ours. A parked
+        // child allocates, with its parent's allocator: that is suspended outside of it.
+        None => unsafe { process::vfork_on(stack, run, argument, 0) },
+        // SAFETY: as above.
+        Some(pid) => unsafe { process::vfork_as(pid, stack, run, argument) },
+    }
 }

@@ -9,7 +9,7 @@
 use std::ffi::{CString, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use nestbox_protocol::{LaunchControl, LimitKind, Step, frame, launch_control};
+use nestbox_protocol::{LaunchControl, LimitKind, Network, Step, frame, launch_control};
 use nestbox_sys::mount::{RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_at};
 use nestbox_sys::process::monotonic_ns;
 use nestbox_sys::{Errno, packet, process};
@@ -17,10 +17,11 @@ use prost::Message;
 
 use crate::boot::CONTROL_FD;
 use crate::capabilities::{self, CAP_KILL, CAP_SETGID, CAP_SETUID};
-use crate::child::{self, Child};
+use crate::child::{self, Child, Outcome, Task};
 use crate::fault::{At, Fault};
 use crate::launch::Prepared;
 use crate::nest::{self, NestMounts};
+use crate::parked::Parking;
 use crate::report::{self, Ending, Marks, OUTPUTS_MAX};
 use crate::source::{below_root, status};
 use crate::template::PROC_FD;
@@ -39,12 +40,20 @@ pub(crate) struct Nest<'a> {
     pub(crate) pid_namespace: bool,
     pub(crate) sandboxed: bool,
     pub(crate) speculation: bool,
+    /// The nest is to be warm: `launch` says what it is made for, and the one that it runs comes later.
+    pub(crate) park: Option<Parking>,
+    /// `Plan.launch_cookie`.
+    pub(crate) cookie: u64,
 }
 
-/// When init takes on its own syscall filter, in nanoseconds after the exec. Installing one has the kernel compile it and
-/// synchronise its processors, 30 µs that a program which is over sooner would wait for; and init is as small a target
-/// then as later: it reads nothing that the program wrote but `/proc/PID/stat`, no earlier than [`CPU_LOOK_MIN`].
-const GUARD_AFTER: u64 = 1_000_000;
+/// The sandboxee's pid in its nest.
+const SANDBOXEE: i32 = 2;
+
+/// When init settles down ([`settle`]), in nanoseconds after the exec. Reporting the start wakes the host, and installing a
+/// filter has the kernel compile it and synchronise its processors: 60 µs that a program which is over sooner would wait
+/// for. Init is as small a target then as later: it reads nothing that the program wrote but `/proc/PID/stat`, no earlier
+/// than [`CPU_LOOK_MIN`].
+const SETTLE_AFTER: u64 = 1_000_000;
 
 /// How often at least the nest's CPU time is looked at, in nanoseconds.
 const CPU_LOOK_MIN: u64 = 10_000_000;
@@ -76,7 +85,9 @@ pub(crate) fn run(nest: &Nest<'_>, socket: RawFd, mut marks: Marks) -> ! {
         crate::exit(1);
     }
     match start(nest, socket, &mut marks) {
-        Ok(running) => supervise(nest, socket, &running, &marks),
+        Ok(Some(running)) => supervise(nest, socket, running, &marks),
+        // Its host needs this nest no longer, or has gone.
+        Ok(None) => crate::exit(0),
         Err(fault) => {
             if nest.pid_namespace {
                 // Nothing but a failed launch child can be left; it is dead.
@@ -89,15 +100,24 @@ pub(crate) fn run(nest: &Nest<'_>, socket: RawFd, mut marks: Marks) -> ! {
 }
 
 /// A program that runs.
-struct Running {
+struct Running<'a> {
+    launch: &'a Prepared<'a>,
     pid: i32,
     exec_ns: u64,
     /// Tells of children that ended.
     signals: OwnedFd,
+    /// The host has not heard yet that it runs.
+    unreported: bool,
+    /// Init has not given up its capabilities yet.
+    capable: bool,
 }
 
-/// From the fresh namespaces to the running program.
-fn start<'a>(nest: &'a Nest<'a>, socket: BorrowedFd<'_>, marks: &mut Marks) -> Result<Running, Fault<'a>> {
+/// From the fresh namespaces to the running program; `None` if it was a warm nest's that nobody needs.
+fn start<'a>(
+    nest: &'a Nest<'a>,
+    socket: BorrowedFd<'_>,
+    marks: &mut Marks,
+) -> Result<Option<Running<'a>>, Fault<'a>> {
     if nest.launch.report_init {
         report::placed(socket);
     }
@@ -107,27 +127,92 @@ fn start<'a>(nest: &'a Nest<'a>, socket: BorrowedFd<'_>, marks: &mut Marks) -> R
         nest::set_up(nest.mounts, nest.launch, nest.hostname, marks)?;
     }
     marks.add(Step::SetHostname);
+    let task = nest.park.map_or(Task::Launch(nest.launch), Task::Park);
+    let mut child = start_child(nest, task, None, marks)?;
+    let mut parked = nest.park.is_some();
+    if matches!(child.outcome, Outcome::MadeWay) {
+        // Its pid is the next one's: who looks for the program finds it where it always is.
+        reap(true, 0, &mut None);
+        let Some(launch) = receive_launch(nest, socket, marks)? else { return Ok(None) };
+        nest::add(launch, marks)?;
+        child = start_child(nest, Task::Launch(launch), Some(SANDBOXEE), marks)?;
+        parked = false;
+    }
+    let Started { pid, exec_ns, launch, outcome } = child;
+    let (Outcome::Executed, Some(launch)) = (outcome, launch) else { return Ok(None) };
+    marks.add_at(Step::Exec, exec_ns);
+    // A parked one's pid is known to the host.
+    let unreported = if launch.report_start {
+        report::started(socket, pid, nest.pid_namespace);
+        false
+    } else {
+        !parked
+    };
+    close_fds(nest, launch, signals.as_raw_fd())?;
+    Ok(Some(Running { launch, pid, exec_ns, signals, unreported, capable: nest.guard.is_some() }))
+}
+
+/// A launch child that executed or gave up.
+struct Started<'a> {
+    pid: i32,
+    exec_ns: u64,
+    launch: Option<&'a Prepared<'a>>,
+    outcome: Outcome<'a>,
+}
+
+/// Starts the launch child and is suspended until it has executed or given up.
+fn start_child<'a>(
+    nest: &'a Nest<'a>,
+    task: Task<'a>,
+    pid: Option<i32>,
+    marks: &mut Marks,
+) -> Result<Started<'a>, Fault<'a>> {
     let mut child = Child {
-        launch: nest.launch,
+        task,
+        ids: nest.launch.ids,
         filter: nest.filter,
+        cookie: nest.cookie,
         proc: PROC_FD,
         sandboxed: nest.sandboxed,
         speculation: nest.speculation,
         die_with_parent: !nest.pid_namespace,
         marks: *marks,
-        fault: None,
+        launch: None,
+        outcome: Outcome::Executed,
     };
     // SAFETY: the stack is this process's copy, used by nobody else.
-    let pid = unsafe { child::start(&mut child, nest.stack) }.at(Step::CloneSandboxee, "clone", b"")?;
+    let pid = unsafe { child::start(&mut child, nest.stack, pid) }.at(Step::CloneSandboxee, "clone", b"")?;
     let exec_ns = monotonic_ns();
-    if let Some(fault) = child.fault {
-        return Err(fault);
-    }
     *marks = child.marks;
-    marks.add_at(Step::Exec, exec_ns);
-    report::started(socket, pid, nest.pid_namespace);
-    retire(nest, signals.as_raw_fd())?;
-    Ok(Running { pid, exec_ns, signals })
+    match child.outcome {
+        Outcome::Failed(fault) => Err(fault),
+        outcome => Ok(Started { pid, exec_ns, launch: child.launch, outcome }),
+    }
+}
+
+/// The launch of a warm nest that has work for init. `None`: the host has gone.
+fn receive_launch(
+    nest: &Nest<'_>,
+    socket: BorrowedFd<'_>,
+    marks: &mut Marks,
+) -> Result<Option<&'static Prepared<'static>>, Fault<'static>> {
+    let mut buffer = vec![0; frame::PACKET_MAX];
+    let mut fds = Vec::new();
+    let bytes = match packet::receive(socket, &mut buffer, &mut fds, 0) {
+        Ok(packet) if packet.bytes.is_empty() => return Ok(None),
+        Ok(packet) => packet.bytes,
+        Err(errno) => return Err(Fault::new(Step::ReceiveRequest, errno, "recvmsg", b"")),
+    };
+    let control = packet::read_message::<LaunchControl>(bytes, &mut fds)
+        .map_err(|error| report::unreadable(error.errno()))?;
+    let Some(launch_control::Kind::Launch(launch)) = control.kind else { return Ok(None) };
+    // This process exists for this launch: both are leaked, and so are the fds, which [`close_fds`] ends.
+    let launch = Box::leak(Box::new(launch));
+    let network = nest.park.map_or(Network::Unspecified, |parking| parking.network);
+    let prepared = Prepared::new(launch, &fds, network, nest.launch.ids)?;
+    std::mem::forget(fds);
+    marks.add(Step::DecodeRequest);
+    Ok(Some(Box::leak(Box::new(prepared))))
 }
 
 /// What tells a supervisor that the fork server is dead.
@@ -161,28 +246,40 @@ fn watch_signals(pid_namespace: bool) -> Result<OwnedFd, Fault<'static>> {
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd as RawFd) })
 }
 
-/// What init gives up once the program runs: every fd but its own three, and all capabilities but those to kill and to
-/// read outputs as the sandboxee. The system calls it has no use for follow at [`GUARD_AFTER`].
-fn retire(nest: &Nest<'_>, signals: RawFd) -> Result<(), Fault<'static>> {
+/// Closes every fd but init's own three.
+fn close_fds(nest: &Nest<'_>, launch: &Prepared<'_>, signals: RawFd) -> Result<(), Fault<'static>> {
     let step = Step::GuardInit;
-    own_proc(nest).at(step, "openat2", b"/proc")?;
+    own_proc(nest, launch).at(step, "openat2", b"/proc")?;
     let after_proc = PROC_FD as u32 + 1;
     if signals as u32 > after_proc {
         process::close_range(after_proc, signals as u32 - 1, 0).at(step, "close_range", b"")?;
     }
-    process::close_range(signals as u32 + 1, u32::MAX, 0).at(step, "close_range", b"")?;
-    // A supervisor of a launch without namespaces has none to give up.
-    if nest.guard.is_some() {
-        capabilities::keep_only(CAP_KILL | CAP_SETUID | CAP_SETGID).at(step, "capset", b"")?;
+    process::close_range(signals as u32 + 1, u32::MAX, 0).at(step, "close_range", b"")
+}
+
+/// What follows when the program has run for [`SETTLE_AFTER`]: the host is told (which takes `CAP_SYS_ADMIN`: init speaks in
+/// the sandboxee's name), and init gives up what it has no more use for.
+fn settle(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &mut Running<'_>) -> Result<(), Fault<'static>> {
+    report_start(nest, socket, running);
+    give_up_capabilities(running)?;
+    let Some(program) = nest.guard else { return Ok(()) };
+    process::install_filter(program).at(Step::GuardInit, "seccomp", b"init")
+}
+
+/// All but those to kill and to read outputs as the sandboxee. A supervisor of a launch without namespaces has none to give
+/// up.
+fn give_up_capabilities(running: &mut Running<'_>) -> Result<(), Fault<'static>> {
+    if std::mem::take(&mut running.capable) {
+        capabilities::keep_only(CAP_KILL | CAP_SETUID | CAP_SETGID).at(Step::GuardInit, "capset", b"")?;
     }
     Ok(())
 }
 
 /// The proc that was needed for the id maps shows the template's other nests; from now on it is the nest's own, if CPU
 /// time has to be summed, or none.
-fn own_proc(nest: &Nest<'_>) -> Result<(), Errno> {
+fn own_proc(nest: &Nest<'_>, launch: &Prepared<'_>) -> Result<(), Errno> {
     if nest.pid_namespace
-        && nest.launch.cpu_us.is_some()
+        && launch.cpu_us.is_some()
         && let Ok(proc) = open_at(libc::AT_FDCWD, c"proc", libc::O_RDONLY | libc::O_DIRECTORY, 0, 0)
     {
         // SAFETY: numbers only.
@@ -194,19 +291,22 @@ fn own_proc(nest: &Nest<'_>) -> Result<(), Errno> {
 }
 
 /// Waits for the program, the host and the clock.
-fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &Running, marks: &Marks) -> ! {
+fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, marks: &Marks) -> ! {
+    let launch = running.launch;
     let mut ended = None;
-    let mut guard_at = nest.guard.map(|_| running.exec_ns + GUARD_AFTER);
-    let wall_end = nest.launch.wall_ns.map(|limit| running.exec_ns.saturating_add(limit));
-    let mut cpu_look = nest.launch.cpu_us.map(|_| running.exec_ns + CPU_LOOK_MIN);
+    let mut settle_at = Some(running.exec_ns + SETTLE_AFTER);
+    let wall_end = launch.wall_ns.map(|limit| running.exec_ns.saturating_add(limit));
+    let mut cpu_look = launch.cpu_us.map(|_| running.exec_ns + CPU_LOOK_MIN);
     let verdict = loop {
-        let until = [guard_at, wall_end, cpu_look].into_iter().flatten().min();
+        let until = [settle_at, wall_end, cpu_look].into_iter().flatten().min();
         let (message, child) = wait(socket, running.signals.as_fd(), until);
         if child {
             if next_signal(running.signals.as_fd()) == Some(PARENT_DIED) {
                 kill_all(nest, running.pid, &mut ended);
                 crate::exit(0);
             }
+            // While it can still be named: a reaped process has no pid.
+            report_start(nest, socket, &mut running);
             reap(false, running.pid, &mut ended);
             if ended.is_some() {
                 break Verdict::default();
@@ -229,8 +329,8 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &Running, marks: 
             }
         }
         let now = monotonic_ns();
-        if let (Some(program), Some(_)) = (nest.guard, guard_at.take_if(|at| now >= *at))
-            && let Err(fault) = process::install_filter(program).at(Step::GuardInit, "seccomp", b"init")
+        if settle_at.take_if(|at| now >= *at).is_some()
+            && let Err(fault) = settle(nest, socket, &mut running)
         {
             kill_all(nest, running.pid, &mut ended);
             report::launch_failed(socket, &fault);
@@ -239,7 +339,7 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &Running, marks: 
         if wall_end.is_some_and(|end| now >= end) {
             break Verdict { limit: LimitKind::WallTime, ..Verdict::default() };
         }
-        if let (Some(limit), Some(look)) = (nest.launch.cpu_us, cpu_look)
+        if let (Some(limit), Some(look)) = (launch.cpu_us, cpu_look)
             && now >= look
         {
             let used = cpu_used_us();
@@ -247,11 +347,19 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &Running, marks: 
                 break Verdict { limit: LimitKind::CpuTime, ..Verdict::default() };
             }
             // The soonest that the rest can be used up is when every processor works for the nest.
-            let soonest = (limit - used) * 1_000 / nest.launch.processors;
+            let soonest = (limit - used) * 1_000 / launch.processors;
             cpu_look = Some(now + soonest.max(CPU_LOOK_MIN));
         }
     };
+    report_start(nest, socket, &mut running);
     finish(nest, socket, running, verdict, ended, marks)
+}
+
+/// Tells the host that the program runs, unless it knows.
+fn report_start(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &mut Running<'_>) {
+    if std::mem::take(&mut running.unreported) {
+        report::started(socket, running.pid, nest.pid_namespace);
+    }
 }
 
 /// Waits for a message or a child until `until`; says which there is.
@@ -374,7 +482,7 @@ fn kill_children() {
 fn finish(
     nest: &Nest<'_>,
     socket: BorrowedFd<'_>,
-    running: &Running,
+    mut running: Running<'_>,
     verdict: Verdict,
     mut ended: Option<Ended>,
     marks: &Marks,
@@ -383,16 +491,22 @@ fn finish(
     let ended_ns = monotonic_ns();
     let ended = ended.unwrap_or(Ended { signaled: true, status: libc::SIGKILL });
     let mut outputs = Outputs::new();
-    outputs.open(nest.launch);
+    if !running.launch.outputs.is_empty() {
+        // Opened with the sandboxee's rights and no more. Where that fails, nothing is opened.
+        match give_up_capabilities(&mut running) {
+            Ok(()) => outputs.open(running.launch),
+            Err(fault) => outputs.errnos.fill(fault.errno as i32),
+        }
+    }
     let limit = match verdict.limit {
         LimitKind::None if ended.signaled && ended.status == libc::SIGXFSZ => LimitKind::FileSize,
         LimitKind::None
-            if ended.signaled && ended.status == libc::SIGXCPU && nest.launch.cpu_us.is_some() =>
+            if ended.signaled && ended.status == libc::SIGXCPU && running.launch.cpu_us.is_some() =>
         {
             LimitKind::CpuTime
         }
         // The sum over a nest whose last process ended between two looks.
-        LimitKind::None if nest.launch.cpu_us.is_some_and(|limit| reaped_cpu_us() >= limit) => {
+        LimitKind::None if running.launch.cpu_us.is_some_and(|limit| reaped_cpu_us() >= limit) => {
             LimitKind::CpuTime
         }
         limit => limit,
@@ -409,7 +523,7 @@ fn finish(
             exec_ns: running.exec_ns,
             ended_ns,
             marks,
-            output_errnos: &outputs.errnos[..nest.launch.outputs.len()],
+            output_errnos: &outputs.errnos[..running.launch.outputs.len()],
             output_fds: &outputs.fds[..outputs.count],
         },
     );
@@ -503,9 +617,6 @@ impl Outputs {
 
     /// Opens each, as the sandboxee could have: with its file-system ids, following no symlink, waiting for no FIFO.
     fn open(&mut self, launch: &Prepared<'_>) {
-        if launch.outputs.is_empty() {
-            return;
-        }
         if launch.ids.privileged {
             // SAFETY: numbers only. They answer the previous id; a failure shows as EACCES on the open.
             let _ = unsafe { nestbox_sys::syscall!(libc::SYS_setfsgid, launch.ids.outer_gid) };

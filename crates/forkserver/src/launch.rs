@@ -6,8 +6,9 @@
 
 use std::ffi::{CString, c_char, c_void};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::LazyLock;
 
-use nestbox_protocol::{FdRole, Launch, Limits, Network, Plan, Step};
+use nestbox_protocol::{FdRole, Launch, Limits, Network, Step};
 use nestbox_sys::Errno;
 
 use crate::fault::Fault;
@@ -91,14 +92,16 @@ pub(crate) struct Prepared<'a> {
     pub(crate) files: Vec<LaunchFile<'a>>,
     pub(crate) outputs: Vec<CString>,
     pub(crate) report_init: bool,
+    pub(crate) report_start: bool,
 }
 
 impl<'a> Prepared<'a> {
-    /// Prepares `request`, whose fds (the launch socket left out) are `fds`.
+    /// Prepares `request`, whose fds (the launch socket left out) are `fds`, for a nest with the network that its policy
+    /// has.
     pub(crate) fn new(
         request: &'a Launch,
         fds: &[OwnedFd],
-        plan: &Plan,
+        network: Network,
         ids: Ids,
     ) -> Result<Self, Fault<'a>> {
         let refuse =
@@ -110,7 +113,7 @@ impl<'a> Prepared<'a> {
             return refuse("too many outputs");
         }
         let mut mapped = Vec::with_capacity(fds.len());
-        let mut network = match plan.network() {
+        let mut network = match network {
             Network::Host => NetworkSource::Host,
             _ => NetworkSource::New,
         };
@@ -173,6 +176,7 @@ impl<'a> Prepared<'a> {
                 .collect(),
             outputs: request.outputs.iter().map(|output| string(&output.path)).collect::<Result<_, _>>()?,
             report_init: request.report_init,
+            report_start: request.report_start,
         })
     }
 
@@ -256,10 +260,14 @@ fn rlimits(limits: &Limits) -> Vec<(u32, u64)> {
     all
 }
 
-fn processors() -> u64 {
-    // SAFETY: takes a number.
-    let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
-    u64::try_from(count).unwrap_or(1).max(1)
+/// How many processors are online. Looked up once: a parked sandboxee can't, its filter is on.
+pub(crate) fn processors() -> u64 {
+    static COUNT: LazyLock<u64> = LazyLock::new(|| {
+        // SAFETY: takes a number.
+        let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+        u64::try_from(count).unwrap_or(1).max(1)
+    });
+    *COUNT
 }
 
 /// Size of the launch child's stack: its frames are small and hold no buffers.

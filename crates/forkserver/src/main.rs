@@ -8,7 +8,8 @@
 //! - the mounter ([`initial`], [`mounter`]), which made the initial namespaces and lives in them;
 //! - the network keeper ([`network`]), which makes network namespaces and tells whether one is as new;
 //! - one template per policy ([`template`], built by [`tree`]), which forks a nest per launch;
-//! - one init per nest ([`init`]), which prepares it ([`nest`]), starts the sandboxee ([`child`]), reaps and reports;
+//! - one init per nest ([`init`]), which prepares it ([`nest`]), starts the sandboxee ([`child`];
+//!   of a warm nest ahead of its launch: [`parked`]), reaps and reports;
 //! - one supervisor per launch that no template serves ([`request`]).
 //!
 //! `docs/architecture.md` has the picture and the sequence of a launch.
@@ -24,6 +25,7 @@ mod launch;
 mod mounter;
 mod nest;
 mod network;
+mod parked;
 mod privileged;
 mod report;
 mod request;

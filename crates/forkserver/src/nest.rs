@@ -211,6 +211,20 @@ pub(crate) fn set_up<'a>(
     if let Some(mounts) = mounts {
         mount_all(mounts, launch.ids, marks)?;
     }
+    add(launch, marks)?;
+    if let Some(name) = hostname {
+        // SAFETY: a string as long as said.
+        unsafe { nestbox_sys::syscall!(libc::SYS_sethostname, name.as_ptr(), name.len()) }.at(
+            Step::SetHostname,
+            "sethostname",
+            name.as_bytes(),
+        )?;
+    }
+    Ok(())
+}
+
+/// What the launch itself adds: its binds and private files.
+pub(crate) fn add<'a>(launch: &'a Prepared<'_>, marks: &mut Marks) -> Result<(), Fault<'a>> {
     for bind in &launch.binds {
         attach_bind(bind)?;
     }
@@ -219,14 +233,6 @@ pub(crate) fn set_up<'a>(
     }
     if !launch.binds.is_empty() || !launch.files.is_empty() {
         marks.add(Step::WriteLaunchFile);
-    }
-    if let Some(name) = hostname {
-        // SAFETY: a string as long as said.
-        unsafe { nestbox_sys::syscall!(libc::SYS_sethostname, name.as_ptr(), name.len()) }.at(
-            Step::SetHostname,
-            "sethostname",
-            name.as_bytes(),
-        )?;
     }
     Ok(())
 }

@@ -99,6 +99,7 @@ mod event {
     pub(super) const STARTED: u32 = 2;
     pub(super) const ENDED: u32 = 3;
     pub(super) const FAILURE: u32 = 4;
+    pub(super) const PARKED: u32 = 5;
 }
 
 /// Field numbers of `Ready.kind`.
@@ -139,6 +140,11 @@ pub(crate) fn request_failed(socket: BorrowedFd<'_>, fault: &Fault<'_>) {
 /// Init runs; the kernel adds its pid.
 pub(crate) fn placed(socket: BorrowedFd<'_>) {
     send(socket, event::PLACED, &[], &[]);
+}
+
+/// A warm nest is ready; the kernel adds the pid of the process that says so.
+pub(crate) fn parked(socket: BorrowedFd<'_>) {
+    send(socket, event::PARKED, &[], &[]);
 }
 
 /// The program runs as `pid`. In a pid namespace of ours the kernel translates the pid for the host: init may speak in

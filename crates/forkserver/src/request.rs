@@ -71,7 +71,7 @@ fn unsandboxed<'a>(
     let _ = process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
     let plan = Plan { network: Network::Host.into(), ..Plan::default() };
     let ids = Ids { inside_uid: 0, inside_gid: 0, privileged: false, outer_uid: 0, outer_gid: 0 };
-    let prepared = Prepared::new(wanted, &fds[1..], &plan, ids)?;
+    let prepared = Prepared::new(wanted, &fds[1..], plan.network(), ids)?;
     marks.add(Step::DecodeRequest);
     let nest = Nest {
         launch: &prepared,
@@ -83,6 +83,8 @@ fn unsandboxed<'a>(
         pid_namespace: false,
         sandboxed: false,
         speculation: true,
+        park: None,
+        cookie: 0,
     };
     init::run(&nest, fds[0].as_raw_fd(), marks)
 }
@@ -218,7 +220,7 @@ fn nest<'a>(
         if pid_namespace { built.proc } else { host_proc }
     };
     marks.add(Step::EnterRoot);
-    let prepared = Prepared::new(wanted, &fds[1..], plan, ids)?;
+    let prepared = Prepared::new(wanted, &fds[1..], plan.network(), ids)?;
     // Leaked like the plan, which they point into.
     let nest_plan: &'static NestPlan = Box::leak(Box::new(NestPlan::new(plan)?));
     let mounts = nest_plan.prepare(&prepared)?;
@@ -235,6 +237,8 @@ fn nest<'a>(
         pid_namespace,
         sandboxed: true,
         speculation: request.allow_speculation,
+        park: None,
+        cookie: 0,
     };
     if !pid_namespace {
         let _ = process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);

@@ -17,6 +17,7 @@ use crate::init::Nest;
 use crate::initial::surplus_fds;
 use crate::launch::{Ids, NetworkSource, Prepared};
 use crate::nest::NestPlan;
+use crate::parked::{self, Parking};
 use crate::report::Marks;
 use crate::server::Server;
 use crate::source::IdMapping;
@@ -111,6 +112,9 @@ fn run<'a>(
     let built = tree::build(plan, mapping, Origin::Initial)?;
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::SetNoNewPrivs, "prctl", b"")?;
     let nest = NestPlan::new(plan)?;
+    parked::reserve_memory();
+    // Looked up now: a parked sandboxee can't.
+    launch::processors();
     let ready =
         TemplateReady { mounts: plan.template_mounts.len() as u32, not_id_mapped: built.not_id_mapped };
     let socket = settle(socket, built.proc)?;
@@ -180,7 +184,7 @@ impl Template<'_> {
         if fds.is_empty() {
             return;
         }
-        let prepared = match Prepared::new(request, &fds[1..], self.plan, self.ids) {
+        let prepared = match Prepared::new(request, &fds[1..], self.plan.network(), self.ids) {
             Ok(prepared) => prepared,
             Err(fault) => return report::launch_failed(fds[0].as_fd(), &fault),
         };
@@ -207,6 +211,8 @@ impl Template<'_> {
                         pid_namespace: true,
                         sandboxed: true,
                         speculation: true,
+                        park: request.park.then_some(Parking { network: self.plan.network() }),
+                        cookie: self.plan.launch_cookie,
                     },
                     fds[0].as_raw_fd(),
                     marks,

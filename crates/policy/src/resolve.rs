@@ -173,6 +173,7 @@ impl Policy {
             root_inodes: if self.root_writable { root_size / 4096 + root_inodes } else { root_inodes },
             limits: Some(self.limits.into()),
             no_proc: self.proc == Proc::None,
+            launch_cookie: 0,
         };
         Ok(Resolved {
             hash: Hash::of_content(&plan),

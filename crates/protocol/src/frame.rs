@@ -83,6 +83,9 @@ pub fn spilled(length: u64) -> [u8; HEADER + 8] {
     packet
 }
 
+/// The largest packet that the parked process of a warm nest takes: what is larger is init's to receive.
+pub const PARKED_MAX: usize = 16 * 1024;
+
 /// The message as one inline packet. The caller has checked that it is at most [`INLINE_MAX`] bytes.
 #[must_use]
 pub fn inline(message: &impl Message) -> Vec<u8> {

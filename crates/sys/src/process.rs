@@ -58,6 +58,93 @@ pub unsafe fn vfork_on(
     Errno::result(pid)
 }
 
+/// [`vfork_on`], with a chosen pid in the caller's own pid namespace (clone3(2), `set_tid`): needs
+/// `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN` over that namespace, and the pid must be free.
+///
+/// # Safety
+/// As of [`vfork_on`]; `body` must not return at all, and `stack` must be aligned to 16 bytes.
+pub unsafe fn vfork_as(
+    pid: i32,
+    stack: *mut c_void,
+    body: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> Result<i32, Errno> {
+    let args = CloneArgs {
+        flags: (libc::CLONE_VM | libc::CLONE_VFORK) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        // The kernel starts at `stack + stack_size`, and only wants the size not to be 0.
+        stack: stack as u64 - 16,
+        stack_size: 16,
+        set_tid: &raw const pid as u64,
+        set_tid_size: 1,
+        ..CloneArgs::default()
+    };
+    // SAFETY: the arguments are as long as said; the caller upholds the rest.
+    let answer = unsafe { clone_onto_stack(&args, body, argument) };
+    if answer < 0 { Err(Errno::from_raw(-answer as i32)) } else { Ok(answer as i32) }
+}
+
+/// clone3(2), after which the child calls `body(argument)` on its new stack.
+///
+/// # Safety
+/// `args` must give the child a stack of its own, aligned to 16 bytes; `body` must not return.
+#[cfg(target_arch = "x86_64")]
+unsafe fn clone_onto_stack(
+    args: &CloneArgs,
+    body: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> isize {
+    let answer: isize;
+    // SAFETY: only the parent leaves the block, with the kernel's answer; the child has its own stack pointer, and its
+    // other registers are copies.
+    unsafe {
+        core::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r13",
+            "call r12",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 as isize => answer,
+            in("rdi") std::ptr::from_ref(args), in("rsi") size_of::<CloneArgs>(),
+            in("r12") body, in("r13") argument,
+            lateout("rcx") _, lateout("r11") _,
+        );
+    }
+    answer
+}
+
+/// clone3(2), after which the child calls `body(argument)` on its new stack.
+///
+/// # Safety
+/// `args` must give the child a stack of its own, aligned to 16 bytes; `body` must not return.
+#[cfg(target_arch = "aarch64")]
+unsafe fn clone_onto_stack(
+    args: &CloneArgs,
+    body: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> isize {
+    let answer: isize;
+    // SAFETY: as on x86-64.
+    unsafe {
+        core::arch::asm!(
+            "svc 0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x0, x21",
+            "blr x20",
+            "brk 1",
+            "2:",
+            inlateout("x0") std::ptr::from_ref(args) => answer,
+            in("x1") size_of::<CloneArgs>(), in("x8") libc::SYS_clone3,
+            in("x20") body, in("x21") argument,
+        );
+    }
+    answer
+}
+
 /// A pidfd of `pid`: pidfd_open(2).
 pub fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: no memory is passed.
