@@ -31,6 +31,13 @@ export declare class Server {
   fork(request: NativeForkRequest): NativeLaunched
   /** Builds a policy's template ahead. The event `prepared` or `failed` with the returned token tells. */
   prepare(policy: NativePolicy): number
+  /**
+   * Makes warm nests of a policy; without a time they wait for ever. The event `prepared` or `failed` with the returned
+   * token tells.
+   */
+  warm(policy: NativePolicy, count: number, idle?: number | undefined | null): number
+  /** Throws away the warm nests of a policy. */
+  cool(policy: NativePolicy): void
   /** Sends a signal; false if the launch is over. */
   kill(token: number, signal: number): boolean
   /** What it does at the moment. */
@@ -82,6 +89,8 @@ export interface NativeEnded {
   network: string
   noNewPrivs: boolean
   filter: string
+  /** The nest was made before its launch. */
+  warm: boolean
 }
 
 /** What happened. */
@@ -164,6 +173,9 @@ export interface NativeLaunch {
   outputLimit: number
   onOverflow: number
   checkFds?: boolean
+  reportStart?: boolean
+  warm?: number
+  warmIdle?: number
 }
 
 /** The answer to a request: its token, and the caller's ends of its fds, which are the caller's to close. */
@@ -214,6 +226,7 @@ export interface NativeServerStats {
   running: number
   launched: number
   networkPool: number
+  warmNests: number
 }
 
 /** One node of a mount tree. The order of a list of them is the order of mounting. */

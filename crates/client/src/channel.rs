@@ -78,7 +78,7 @@ pub(crate) struct Undelivered {
 }
 
 /// One message as a packet; the memfd of a spilled one is appended to `fds`.
-fn encode(message: &impl Message, fds: &mut Vec<PassedFd>) -> Result<Vec<u8>, MessageError> {
+pub(crate) fn encode(message: &impl Message, fds: &mut Vec<PassedFd>) -> Result<Vec<u8>, MessageError> {
     let length = message.encoded_len();
     if length <= INLINE_MAX {
         return Ok(frame::inline(message));
@@ -186,7 +186,8 @@ impl Channel {
     }
 }
 
-fn transmit(socket: BorrowedFd<'_>, packet: &[u8], fds: &[PassedFd]) -> Result<(), Errno> {
+/// Sends one packet without waiting.
+pub(crate) fn transmit(socket: BorrowedFd<'_>, packet: &[u8], fds: &[PassedFd]) -> Result<(), Errno> {
     // Most packets carry few: no allocation for those.
     let mut few = [-1; 16];
     if let Some(few) = few.get_mut(..fds.len()) {

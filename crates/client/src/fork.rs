@@ -310,6 +310,7 @@ fn launch_request(call: ForkCall<'_>) -> LaunchRequest<'_> {
         envs: call.envs,
         cwd: b"/".to_vec(),
         fds: call.fds,
+        report_start: true,
         ..LaunchRequest::default()
     }
 }

@@ -13,6 +13,7 @@ use crate::capture::{Capture, Captured, Input};
 use crate::channel::{Channel, PassedFd};
 use crate::failure::Failure;
 use crate::ids::OuterIds;
+use crate::nests::Warm;
 use crate::networks::Lent;
 use crate::outputs::{Output, OutputRequest};
 use crate::policy::{self, PlannedBind, PolicyHandle};
@@ -43,6 +44,10 @@ pub struct LaunchRequest<'a> {
     pub outputs: Vec<OutputRequest>,
     /// Tighter limits.
     pub limits: Limits,
+    /// Tell as soon as the program runs, at the price of a wake-up: `Event::Started`.
+    pub report_start: bool,
+    /// How many nests of this policy are kept warm for the launches after this one.
+    pub warm: Warm,
 }
 
 /// One bind of one launch.
@@ -156,6 +161,8 @@ pub struct Ended {
     pub skipped: Vec<String>,
     /// What was enforced.
     pub isolation: Isolation,
+    /// The nest was made before its launch.
+    pub warm: bool,
 }
 
 /// What was enforced.
@@ -273,13 +280,22 @@ pub(crate) enum NetworkNeed {
     Shared,
 }
 
+impl NetworkNeed {
+    /// What every nest of a plan needs.
+    pub(crate) fn of_plan(plan: &protocol::Plan) -> Self {
+        match policy::network(plan) {
+            protocol::Network::Host => Self::None,
+            protocol::Network::SharedLoopback => Self::Shared,
+            protocol::Network::None | protocol::Network::Unspecified => Self::Own,
+        }
+    }
+}
+
 /// A launch that was not sent yet.
 pub(crate) struct Pending {
     pub(crate) route: Route,
     pub(crate) message: protocol::Launch,
     pub(crate) passed: Vec<PassedFd>,
-    /// The launch socket's other end.
-    pub(crate) peer: OwnedFd,
     pub(crate) network: NetworkNeed,
     /// It needs the initial namespaces' fds.
     pub(crate) initial: bool,
@@ -289,6 +305,8 @@ pub(crate) struct Pending {
     pub(crate) binds: Vec<PlannedBind>,
     /// Signals to send as soon as it is sent itself.
     pub(crate) signals: Vec<i32>,
+    /// How many nests are kept for the launches after it.
+    pub(crate) warm: Warm,
 }
 
 /// How far a launch is.
@@ -305,8 +323,8 @@ pub(crate) enum Stage {
 #[expect(clippy::struct_excessive_bools, reason = "independent facts; the state is `stage`")]
 pub(crate) struct Launch {
     pub(crate) stage: Stage,
-    /// Our end of the launch socket.
-    pub(crate) socket: OwnedFd,
+    /// Our end of the launch socket, once it is sent.
+    pub(crate) socket: Option<OwnedFd>,
     pub(crate) template: Option<u64>,
     /// Keeps the plan alive while its launch runs, and tells what was skipped.
     pub(crate) resolved: Option<Arc<Resolved>>,
@@ -319,6 +337,8 @@ pub(crate) struct Launch {
     pub(crate) pid: i32,
     pub(crate) init_pid: i32,
     pub(crate) started: bool,
+    /// It was given a warm nest.
+    pub(crate) warm: bool,
     pub(crate) submitted_ns: u64,
     /// It was killed because it wrote too much.
     pub(crate) overflowed: bool,
@@ -374,6 +394,7 @@ impl Launch {
             outputs,
             skipped: std::mem::take(&mut self.skipped),
             isolation: self.isolation,
+            warm: self.warm,
         }
     }
 }

@@ -23,6 +23,7 @@ mod hints;
 mod ids;
 mod image;
 mod launch;
+mod nests;
 mod networks;
 mod outputs;
 mod policy;
@@ -42,6 +43,7 @@ pub use launch::{
 };
 pub use nestbox_policy::Issue;
 pub use nestbox_protocol::{LaunchFile, Limits, Step};
+pub use nests::Warm;
 pub use outputs::{Output, OutputRequest};
 pub use policy::{PolicyHandle, check_policy};
 pub use server::{Client, Options, Stats};

@@ -43,9 +43,11 @@ pub(crate) enum Kind {
     Wake,
     /// The timer.
     Timer,
+    /// The socket of a warm nest that has no launch yet.
+    Nest,
 }
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 14] = [
     Kind::Control,
     Kind::Mounter,
     Kind::Keeper,
@@ -59,6 +61,7 @@ const KINDS: [Kind; 13] = [
     Kind::Reader,
     Kind::Wake,
     Kind::Timer,
+    Kind::Nest,
 ];
 
 /// What and whose.

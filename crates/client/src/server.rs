@@ -14,6 +14,7 @@ mod receive;
 mod request;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
@@ -32,6 +33,7 @@ use crate::hints;
 use crate::ids::{DEFAULT_HOST_ID, IdRange};
 use crate::image::Image;
 use crate::launch::{Event, Launch, Stage};
+use crate::nests::Warm;
 use crate::networks::Networks;
 use crate::outputs::Reader;
 use crate::reactor::{Key, Kind, Reactor};
@@ -86,6 +88,8 @@ pub struct Stats {
     pub launched: u64,
     /// Network namespaces that are ready.
     pub network_pool: usize,
+    /// Warm nests that are ready.
+    pub warm_nests: usize,
 }
 
 /// How far the fork server is.
@@ -123,6 +127,8 @@ struct BindAsked {
 pub(crate) enum Preparation {
     /// A template.
     Template,
+    /// A template and so many warm nests of it.
+    Warm(Warm),
     /// The initial namespaces.
     Initial,
     /// The network keeper.
@@ -149,6 +155,8 @@ pub struct Client {
     reader: Option<Reader>,
     /// Launches whose output is not watched yet, and when it is to be.
     unwatched: VecDeque<(u64, u64)>,
+    /// When the timer goes off.
+    timer_due: Option<u64>,
     /// Tokens, template ids and bind ids: never used twice.
     last_id: u64,
     events: Vec<Event>,
@@ -221,6 +229,7 @@ impl Client {
             preparations: HashMap::new(),
             reader: None,
             unwatched: VecDeque::new(),
+            timer_due: None,
             last_id: 0,
             events: Vec::new(),
             dispatching: false,
@@ -262,6 +271,7 @@ impl Client {
             running: self.launches.len(),
             launched: self.launched,
             network_pool: self.networks.ready(),
+            warm_nests: self.templates.iter().map(|template| template.nests.ready()).sum(),
         }
     }
     /// Closes everything: the fork server and all that it serves die. What is in flight is reported lost.

@@ -12,6 +12,7 @@ use nestbox_policy::{Hash, Resolved};
 
 use crate::channel::Channel;
 use crate::ids::OuterIds;
+use crate::nests::{Nest, Nests, Warm};
 
 /// What makes two launches share a template.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,12 +46,18 @@ pub(crate) struct Template {
     pub(crate) not_id_mapped: Vec<String>,
     /// It died while it was being built, and is being built once more.
     pub(crate) retried: bool,
+    /// Those that wait for launches.
+    pub(crate) nests: Nests,
+    /// Warm nests that are to be made, and when (`CLOCK_MONOTONIC`).
+    pub(crate) refill: Option<(u64, Warm)>,
+    /// Tokens of those who asked for warm nests and have not got them all.
+    pub(crate) warming: Vec<u64>,
     last_used: u64,
 }
 
 impl Template {
     fn is_idle(&self) -> bool {
-        self.stage == Stage::Ready && self.running == 0 && self.waiters.is_empty()
+        self.stage == Stage::Ready && self.running == 0 && self.waiters.is_empty() && self.warming.is_empty()
     }
 }
 
@@ -95,6 +102,9 @@ impl Templates {
             running: 0,
             not_id_mapped: Vec::new(),
             retried: false,
+            nests: Nests::default(),
+            refill: None,
+            warming: Vec::new(),
             last_used: self.clock,
         };
         self.all.insert(id, template);
@@ -111,6 +121,31 @@ impl Templates {
     /// Those that wait for the initial namespaces.
     pub(crate) fn planned(&self) -> Vec<u64> {
         self.all.iter().filter(|(_, template)| template.stage == Stage::Planned).map(|(id, _)| *id).collect()
+    }
+
+    /// The template that keeps this warm nest.
+    pub(crate) fn of_nest(&mut self, nest: u64) -> Option<(u64, &mut Nest)> {
+        self.all.iter_mut().find_map(|(id, template)| Some((*id, template.nests.get_mut(nest)?)))
+    }
+
+    /// All there are.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Template> {
+        self.all.values_mut()
+    }
+
+    /// All there are.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Template> {
+        self.all.values()
+    }
+
+    /// Those that are to get warm nests.
+    pub(crate) fn refills(&self) -> Vec<(u64, (u64, Warm))> {
+        self.all.iter().filter_map(|(id, template)| Some((*id, template.refill?))).collect()
+    }
+
+    /// Those for which somebody waits until they have enough warm nests.
+    pub(crate) fn warming(&self) -> Vec<u64> {
+        self.all.iter().filter(|(_, template)| !template.warming.is_empty()).map(|(id, _)| *id).collect()
     }
 
     /// Takes one out.

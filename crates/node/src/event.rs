@@ -105,6 +105,7 @@ impl From<Output> for NativeOutput {
 #[napi(object, object_from_js = false, object_to_js = false)]
 #[allow(dead_code, reason = "a type of JavaScript")]
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 pub struct NativeEnded {
     pub pid: i32,
     pub init_pid: i32,
@@ -139,6 +140,8 @@ pub struct NativeEnded {
     pub network: String,
     pub no_new_privs: bool,
     pub filter: String,
+    /// The nest was made before its launch.
+    pub warm: bool,
 }
 
 /// What happened.

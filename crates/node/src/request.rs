@@ -7,7 +7,7 @@ use napi::bindgen_prelude::{ClassInstance, Uint8ArraySlice};
 use napi_derive::napi;
 use nestbox_client::{
     BindRequest, Comms, Extra, Fds, LaunchFile, LaunchRequest, Launched, Limits, OnOverflow, OutputRequest,
-    Returned, Stdio,
+    Returned, Stdio, Warm,
 };
 
 use crate::event::NativeFailure;
@@ -44,6 +44,9 @@ pub struct NativeLaunch<'env> {
     pub output_limit: f64,
     pub on_overflow: u32,
     pub check_fds: Option<bool>,
+    pub report_start: Option<bool>,
+    pub warm: Option<u32>,
+    pub warm_idle: Option<f64>,
 }
 
 /// A host path on a mount point.
@@ -184,8 +187,15 @@ impl NativeLaunch<'_> {
                 to: output.to.as_ref().map(PathBuf::from),
             }),
             limits: self.limits.as_ref().map(NativeLimits::convert).unwrap_or_default(),
+            report_start: self.report_start == Some(true),
+            warm: warm(self.warm.unwrap_or(0), self.warm_idle),
         }
     }
+}
+
+/// So many warm nests, which wait so many milliseconds; without a time for ever.
+pub(crate) fn warm(count: u32, idle: Option<f64>) -> Warm {
+    Warm { count: count as usize, idle_ns: idle.map(|ms| whole(ms * 1e6)) }
 }
 
 fn list<F, T>(from: Option<&[F]>, convert: impl Fn(&F) -> T) -> Vec<T> {

@@ -14,10 +14,10 @@
   const ended = (stdout, stderr, outputs, skipped) => {
     const own = []
     for (let index = 0; index < namespaces.length; index++) if (numbers[3] & (1 << index)) own.push(namespaces[index])
-    const count = numbers[24]
+    const count = numbers[25]
     const markSteps = []
     const markNs = []
-    for (let index = 25; index < 25 + 2 * count; index += 2) {
+    for (let index = 26; index < 26 + 2 * count; index += 2) {
       markSteps.push(steps[numbers[index]])
       markNs.push(numbers[index + 1])
     }
@@ -51,6 +51,7 @@
       network: networks[numbers[21]],
       noNewPrivs: numbers[22] !== 0,
       filter: filters[numbers[23]],
+      warm: numbers[24] !== 0,
     }
     return { kind: 'ended', token: numbers[0], pid: undefined, failure: undefined, ended: result }
   }

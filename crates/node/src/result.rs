@@ -20,7 +20,7 @@ const SOURCE: &str = include_str!("result.js");
 const ROOM: usize = 256;
 
 /// How many there are before the marks.
-const FIXED: usize = 25;
+const FIXED: usize = 26;
 
 const NETWORKS: [&str; 4] = ["none", "shared-loopback", "host", "zygote"];
 const FILTERS: [&str; 2] = ["unfiltered", "default"];
@@ -204,6 +204,7 @@ fn numbers(token: u64, ended: &Ended) -> impl Iterator<Item = f64> {
         position(&NETWORKS, &ended.isolation.network),
         f64::from(u8::from(ended.isolation.no_new_privs)),
         position(&FILTERS, &ended.isolation.filter),
+        f64::from(u8::from(ended.warm)),
         marks.len() as f64,
     ];
     let marks = marks.iter().flat_map(|(step, time)| [f64::from(*step as i32), *time as f64]);

@@ -13,7 +13,7 @@ use nestbox_client::{Client, Event, Failure, Launched, Options};
 use crate::fork::NativeForkRequest;
 use crate::loop_poll::{Interest, LoopPoll, Pollable};
 use crate::policy::NativePolicy;
-use crate::request::{NativeLaunch, NativeLaunched};
+use crate::request::{self, NativeLaunch, NativeLaunched};
 use crate::result::ResultMaker;
 
 /// The fork server that `build.rs` embedded.
@@ -40,6 +40,7 @@ pub struct NativeServerStats {
     pub running: u32,
     pub launched: f64,
     pub network_pool: u32,
+    pub warm_nests: u32,
 }
 
 /// A client that libuv polls.
@@ -159,6 +160,21 @@ impl Server {
             .ok_or_else(|| Error::new(Status::GenericFailure, Failure::closed().to_string()))
     }
 
+    /// Makes warm nests of a policy; without a time they wait for ever. The event `prepared` or `failed` with the returned
+    /// token tells.
+    #[napi(catch_unwind)]
+    pub fn warm(&self, policy: &NativePolicy, count: u32, idle: Option<f64>) -> Result<f64> {
+        self.asked(|client| client.warm(&policy.handle, request::warm(count, idle)))
+            .map(|token| token as f64)
+            .ok_or_else(|| Error::new(Status::GenericFailure, Failure::closed().to_string()))
+    }
+
+    /// Throws away the warm nests of a policy.
+    #[napi(catch_unwind)]
+    pub fn cool(&self, policy: &NativePolicy) {
+        self.asked(|client| client.cool(&policy.handle));
+    }
+
     /// Sends a signal; false if the launch is over.
     #[napi(catch_unwind)]
     pub fn kill(&self, token: f64, signal: i32) -> bool {
@@ -175,6 +191,7 @@ impl Server {
             running: stats.running as u32,
             launched: stats.launched as f64,
             network_pool: stats.network_pool as u32,
+            warm_nests: stats.warm_nests as u32,
         }
     }
 

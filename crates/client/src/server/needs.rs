@@ -52,7 +52,8 @@ impl Client {
     /// The initial namespaces can't be had, or their mounter has gone: nothing may be built in them any more.
     pub(super) fn lose_initial(&mut self, failure: &Failure) {
         self.initial = Initial::None;
-        drop(self.templates.retire());
+        let retired = self.templates.retire();
+        self.discard_templates(retired);
         self.networks.clear();
         for id in self.templates.planned() {
             self.fail_template(id, failure);
@@ -125,7 +126,8 @@ impl Client {
         self.need_initial()?;
         let id = self.next_id();
         self.templates.plan(id, key, Arc::clone(resolved));
-        drop(self.templates.evict());
+        let evicted = self.templates.evict();
+        self.discard_templates(evicted);
         if let Some(fds) = self.initial_fds() {
             self.request_template(id, fds).inspect_err(|_| drop(self.templates.remove(id)))?;
         }
@@ -160,8 +162,10 @@ impl Client {
     }
 
     pub(super) fn fail_template(&mut self, id: u64, failure: &Failure) {
-        let Some(template) = self.templates.remove(id) else { return };
-        for token in template.waiters {
+        let Some(mut template) = self.templates.remove(id) else { return };
+        let waiters = std::mem::take(&mut template.waiters);
+        self.discard_templates([template]);
+        for token in waiters {
             self.fail(token, failure.clone());
         }
     }
@@ -174,7 +178,10 @@ impl Client {
             .map(|path| format!("id-mapping:{}", String::from_utf8_lossy(&path)))
             .collect();
         for token in std::mem::take(&mut template.waiters) {
-            if self.preparations.contains_key(&token) {
+            if let Some(Preparation::Warm(warm)) = self.preparations.get(&token) {
+                let warm = *warm;
+                self.keep_warm(id, warm);
+            } else if self.preparations.contains_key(&token) {
                 self.prepared(token);
             } else {
                 self.advance(token);
@@ -184,7 +191,8 @@ impl Client {
         if self.templates.get(id).is_some_and(|template| template.key.is_none() && template.running == 0) {
             drop(self.templates.remove(id));
         }
-        drop(self.templates.evict());
+        let evicted = self.templates.evict();
+        self.discard_templates(evicted);
     }
 
     /// A template's socket is at its end.
@@ -206,7 +214,8 @@ impl Client {
 
     /// Moves a launch whose template has died to a new one.
     pub(super) fn replace_template(&mut self, token: u64, id: u64) {
-        drop(self.templates.remove(id));
+        let dead = self.templates.remove(id);
+        self.discard_templates(dead);
         let Some(resolved) = self.launches.get(&token).and_then(|launch| launch.resolved.clone()) else {
             return;
         };
@@ -261,6 +270,7 @@ impl Client {
 
     /// The shared namespace can't be had.
     pub(super) fn fail_shared(&mut self, failure: &Failure) {
+        self.resume_warming(Some(failure));
         let waiting: Vec<u64> = self
             .launches
             .iter()

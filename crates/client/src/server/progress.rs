@@ -85,10 +85,8 @@ impl Client {
         let Stage::Pending(pending) = std::mem::replace(&mut launch.stage, Stage::Sent) else {
             return Ok(());
         };
-        let Pending { route, mut message, passed, peer, network, initial, mounts, signals, .. } = *pending;
-        let mut fds = Vec::with_capacity(passed.len() + mounts.len() + 4);
-        fds.push(PassedFd::Owned(peer));
-        fds.extend(passed);
+        let Pending { route, mut message, passed, network, initial, mounts, signals, warm, .. } = *pending;
+        let mut fds = passed;
         let mut pass = |role: FdRole, number: usize, fd: PassedFd| {
             message.fds.push(protocol::PassedFd { role: role.into(), number: number as u32 });
             fds.push(fd);
@@ -96,6 +94,21 @@ impl Client {
         for (number, mount) in mounts.into_iter().flatten().enumerate() {
             pass(FdRole::Bind, number, PassedFd::Owned(mount));
         }
+        let template = if let Route::Template(id) = &route { Some(*id) } else { None };
+        if let Some(id) = template {
+            self.count_in(id, token)?;
+            let Some(refused) = self.send_to_warm(id, token, message, &mut fds)? else {
+                self.refill_later(id, warm);
+                self.send_signals(token, signals);
+                return Ok(());
+            };
+            message = refused;
+        }
+        let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
+        let mut pass = |role: FdRole, number: usize, fd: PassedFd| {
+            message.fds.push(protocol::PassedFd { role: role.into(), number: number as u32 });
+            fds.push(fd);
+        };
         let shared = match (network, &self.networks.shared) {
             (NetworkNeed::Shared, Shared::Ready(shared)) => Some(Arc::clone(shared)),
             _ => None,
@@ -111,15 +124,18 @@ impl Client {
             pass(FdRole::InitialUserNamespace, 0, PassedFd::Lent(user.as_raw_fd()));
             pass(FdRole::InitialMountNamespace, 0, PassedFd::Lent(mount.as_raw_fd()));
         }
+        let step = Step::ReceiveRequest;
+        let (socket, peer) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
+        socket::pass_credentials(socket.as_fd()).map_err(spawn_failure(step, "setsockopt"))?;
+        self.reactor
+            .add(socket.as_fd(), Key::new(Kind::Launch, token), Interest::Read)
+            .map_err(spawn_failure(step, "epoll_ctl"))?;
+        launch.socket = Some(socket);
+        fds.insert(0, PassedFd::Owned(peer));
         let sent = match route {
             Route::Template(id) => {
-                launch.template = Some(id);
-                let Some(template) = self.templates.get_mut(id) else {
-                    return Err(gone("the template is gone"));
-                };
-                template.running += 1;
-                launch.skipped.extend_from_slice(&template.not_id_mapped);
-                let Some(channel) = &mut template.channel else { return Err(gone("the template is gone")) };
+                let channel = self.templates.get_mut(id).and_then(|template| template.channel.as_mut());
+                let Some(channel) = channel else { return Err(gone("the template is gone")) };
                 channel
                     .send(&message, fds, token, &self.reactor)
                     .map_err(|error| Failure::message(Code::Spawn, Step::ReceiveRequest, &error))
@@ -144,12 +160,29 @@ impl Client {
         if network == NetworkNeed::Own {
             self.tend_networks();
         }
-        if let Some(launch) = self.launches.get(&token) {
-            for signal in signals {
-                send_signal(launch, signal);
-            }
+        if let Some(id) = template {
+            self.refill_later(id, warm);
         }
+        self.send_signals(token, signals);
         Ok(())
+    }
+
+    /// From now on the template serves this launch.
+    fn count_in(&mut self, id: u64, token: u64) -> Result<(), Failure> {
+        let Some(template) = self.templates.get_mut(id) else { return Err(gone("the template is gone")) };
+        let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
+        template.running += 1;
+        launch.template = Some(id);
+        launch.skipped.extend_from_slice(&template.not_id_mapped);
+        Ok(())
+    }
+
+    /// Sends the signals that were to be sent before there was somebody to send them to.
+    fn send_signals(&self, token: u64, signals: Vec<i32>) {
+        let Some(launch) = self.launches.get(&token) else { return };
+        for signal in signals {
+            send_signal(launch, signal);
+        }
     }
 
     /// A launch has come to its end without a result.
@@ -175,8 +208,10 @@ impl Client {
     pub(super) fn release(&mut self, launch: Launch) {
         self.ids.release(launch.ids);
         if let Some(id) = launch.template {
-            drop(self.templates.release(id));
-            drop(self.templates.evict());
+            let over = self.templates.release(id);
+            let evicted = self.templates.evict();
+            self.discard_templates(over.into_iter().chain(evicted));
+            self.refill_soon(id);
         }
         if let Some(network) = launch.network {
             self.networks.give_back(network);
@@ -190,19 +225,37 @@ impl Client {
     /// are emptied at the end anyway: without this, the end of each of its streams would wake the host once more, at the
     /// very moment at which its result is being made.
     pub(super) fn watch_output_later(&mut self, token: u64) {
-        if self.unwatched.is_empty() {
-            self.reactor.set_timer(Duration::from_nanos(WATCH_AFTER_NS));
+        let due = process::monotonic_ns() + WATCH_AFTER_NS;
+        self.unwatched.push_back((due, token));
+        self.set_timer(due);
+    }
+
+    /// Has the timer go off at `due` or before.
+    pub(super) fn set_timer(&mut self, due: u64) {
+        if self.timer_due.is_none_or(|earlier| due < earlier) {
+            self.timer_due = Some(due);
+            self.reactor.set_timer(Duration::from_nanos(due.saturating_sub(process::monotonic_ns()).max(1)));
         }
-        self.unwatched.push_back((process::monotonic_ns() + WATCH_AFTER_NS, token));
+    }
+
+    pub(super) fn timer_went_off(&mut self) {
+        self.reactor.timer_went_off();
+        self.timer_due = None;
+        let now = process::monotonic_ns();
+        self.watch_output(now);
+        self.expire_nests(now);
+        let refills = self.refill(now);
+        let outputs = self.unwatched.front().map(|&(due, _)| due);
+        let nests = self.templates.iter().filter_map(|template| template.nests.next_expiry()).min();
+        if let Some(due) = outputs.into_iter().chain(nests).chain(refills).min() {
+            self.set_timer(due);
+        }
     }
 
     /// Watches the output of those launches whose time has come.
-    pub(super) fn watch_output_now(&mut self) {
-        self.reactor.timer_went_off();
-        let now = process::monotonic_ns();
+    fn watch_output(&mut self, now: u64) {
         while let Some(&(due, token)) = self.unwatched.front() {
             if due > now {
-                self.reactor.set_timer(Duration::from_nanos(due - now));
                 return;
             }
             self.unwatched.pop_front();
@@ -297,5 +350,8 @@ impl Client {
 /// Sends a signal to a launch; false if it can't be sent.
 pub(super) fn send_signal(launch: &Launch, signal: i32) -> bool {
     let kill = LaunchControl { kind: Some(launch_control::Kind::Kill(protocol::Kill { signal })) };
-    packet::send_message(launch.socket.as_fd(), &kill, &[], libc::MSG_DONTWAIT).is_ok()
+    launch
+        .socket
+        .as_ref()
+        .is_some_and(|socket| packet::send_message(socket.as_fd(), &kill, &[], libc::MSG_DONTWAIT).is_ok())
 }

@@ -54,7 +54,8 @@ impl Client {
         let id = key.id;
         match key.kind {
             Kind::Wake => self.reactor.awake(),
-            Kind::Timer => self.watch_output_now(),
+            Kind::Timer => self.timer_went_off(),
+            Kind::Nest => self.read_nest(id),
             Kind::Control => {
                 if writable {
                     let undelivered = self.control.as_mut().map(|channel| channel.flush(&self.reactor));
@@ -285,7 +286,10 @@ impl Client {
                 self.networks.keeper = running;
                 incoming.read::<NetworkReply>(1).map(|(reply, fds)| match self.networks.reply(reply, fds) {
                     Outcome::Quiet => {}
-                    Outcome::SharedReady => self.advance_all(),
+                    Outcome::SharedReady => {
+                        self.advance_all();
+                        self.resume_warming(None);
+                    }
                     Outcome::SharedFailed(failure) => self.fail_shared(&failure),
                 })
             }
@@ -339,23 +343,17 @@ impl Client {
         for _ in 0..PACKETS {
             let Some(launch) = self.launches.get(&token) else { break };
             let mut fds = Vec::new();
-            let incoming =
-                match packet::receive(launch.socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT) {
-                    Err(Errno::EAGAIN) => break,
-                    Ok(packet) => {
-                        Incoming { bytes: packet.bytes, credentials: packet.credentials, fds, errno: None }
-                    }
-                    Err(errno) => {
-                        Incoming { bytes: &[], credentials: None, fds: Vec::new(), errno: Some(errno) }
-                    }
-                };
+            let Some(socket) = &launch.socket else { break };
+            let incoming = match packet::receive(socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN) => break,
+                Ok(packet) => {
+                    Incoming { bytes: packet.bytes, credentials: packet.credentials, fds, errno: None }
+                }
+                Err(errno) => Incoming { bytes: &[], credentials: None, fds: Vec::new(), errno: Some(errno) },
+            };
             if matches!(launch.stage, Stage::Reading { .. }) {
                 // Init has exited after its last word; nothing more is read.
-                let _ = self.reactor.modify(
-                    launch.socket.as_fd(),
-                    Key::new(Kind::Launch, token),
-                    Interest::Nothing,
-                );
+                let _ = self.reactor.modify(socket.as_fd(), Key::new(Kind::Launch, token), Interest::Nothing);
                 break;
             }
             let at_end = incoming.bytes.is_empty();
@@ -390,6 +388,11 @@ impl Client {
             Some(launch_event::Kind::Started(_)) if launch.started => {
                 return Err(malformed(step, "started twice"));
             }
+            // The warm nest that it was given is ready only now.
+            Some(launch_event::Kind::Parked(_)) if launch.warm && launch.pid == 0 => launch.pid = sender,
+            Some(launch_event::Kind::Parked(_)) => {
+                return Err(malformed(step, "parked without being asked to"));
+            }
             Some(launch_event::Kind::Placed(_)) => {
                 launch.init_pid = sender;
                 self.push(Event::Placed { token, pid: sender });
@@ -420,7 +423,7 @@ impl Client {
             return;
         }
         let Some(launch) = self.launches.get(&token) else { return };
-        if launch.started {
+        if launch.started || launch.warm {
             // Init is out of the program's reach: somebody on the host killed it, and with it the nest.
             let message = killed_message(launch.outputs.len());
             self.ended(token, message, Vec::new());
@@ -434,13 +437,14 @@ impl Client {
     /// Reads what a launch reported before the fork server died, but not that it ended without a word: all did.
     pub(super) fn drain_launch(&mut self, token: u64) {
         let pending = |launch: &Launch| {
-            matches!(launch.stage, Stage::Sent) && !socket::at_end_of_file(launch.socket.as_fd())
+            matches!(launch.stage, Stage::Sent)
+                && launch.socket.as_ref().is_some_and(|socket| !socket::at_end_of_file(socket.as_fd()))
         };
         let mut buffer = std::mem::take(&mut self.buffer);
         while let Some(launch) = self.launches.get(&token).filter(|launch| pending(launch)) {
             let mut fds = Vec::new();
-            let Ok(packet) =
-                packet::receive(launch.socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT)
+            let Some(socket) = &launch.socket else { break };
+            let Ok(packet) = packet::receive(socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT)
             else {
                 break;
             };

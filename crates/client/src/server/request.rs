@@ -3,12 +3,11 @@
 //! Promises: a request that is refused here leaves nothing behind, and one that is taken ends with exactly one final
 //! event. The caller's fds are only lent: what can't be sent at once is duplicated before the call returns.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use nestbox_policy::Resolved;
 use nestbox_protocol::{self as protocol, ForkRequest, LaunchBind, Mode, Step};
-use nestbox_sys::{Errno, process, socket};
+use nestbox_sys::{Errno, process};
 
 use crate::channel::PassedFd;
 use crate::failure::{Code, Failure};
@@ -67,17 +66,12 @@ impl Client {
         let owner = self.ids.privileged().then_some((ids.uid, ids.gid));
         let wired = stdio::wire(&request.fds, owner).map_err(hints::advise)?;
         let template = self.template_for(resolved)?;
-        let network = match policy::network(&resolved.plan) {
-            protocol::Network::Host => NetworkNeed::None,
-            protocol::Network::SharedLoopback => NetworkNeed::Shared,
-            protocol::Network::None | protocol::Network::Unspecified => NetworkNeed::Own,
-        };
         let limits = tighten(&resolved.limits, &request.limits);
         let draft = Draft {
             limits,
             ids,
             binds,
-            network,
+            network: NetworkNeed::of_plan(&resolved.plan),
             isolation: Isolation::of_plan(&resolved.plan),
             resolved: Some(Arc::clone(resolved)),
             pid_from_sender: true,
@@ -94,12 +88,7 @@ impl Client {
         draft: Draft,
     ) -> Result<Launched, Failure> {
         let step = Step::ReceiveRequest;
-        let (socket, peer) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
-        socket::pass_credentials(socket.as_fd()).map_err(spawn_failure(step, "setsockopt"))?;
         let token = self.next_id();
-        self.reactor
-            .add(socket.as_fd(), Key::new(Kind::Launch, token), Interest::Read)
-            .map_err(spawn_failure(step, "epoll_ctl"))?;
         let Wired { roles, passed, returned, capture, input } = wired;
         if capture.is_some() {
             self.watch_output_later(token);
@@ -133,6 +122,8 @@ impl Client {
             outer_gid: draft.ids.gid,
             comms_fd_plus_one: if has_comms { stdio::COMMS_FD + 1 } else { 0 },
             report_init: draft.report_init,
+            report_start: request.report_start,
+            park: false,
         };
         let template = match &draft.route {
             Route::Template(id) => Some(*id),
@@ -142,17 +133,17 @@ impl Client {
             route: draft.route,
             message,
             passed,
-            peer,
             network: draft.network,
             initial: draft.initial,
             mounts: draft.binds.iter().map(|_| None).collect(),
             binds: draft.binds,
             signals: Vec::new(),
+            warm: request.warm,
         };
         let skipped = draft.resolved.as_ref().map(|resolved| resolved.skipped.clone()).unwrap_or_default();
         let launch = Launch {
             stage: Stage::Pending(Box::new(pending)),
-            socket,
+            socket: None,
             template: None,
             resolved: draft.resolved,
             network: None,
@@ -163,6 +154,7 @@ impl Client {
             pid: 0,
             init_pid: 0,
             started: false,
+            warm: false,
             submitted_ns: draft.submitted_ns,
             overflowed: false,
             killed: false,

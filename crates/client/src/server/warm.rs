@@ -1,0 +1,390 @@
+//! Warm nests: made in the background, handed to launches, thrown away.
+//!
+//! Promises: no launch waits for one that would not be ready sooner than a nest of its own, fails because of one, or fails
+//! because there is none; nobody's process ever ran in one. What can't be made ahead is left to the launches, which report
+//! why. The protocol is a launch's: a nest is asked for with the socket on which its launch will come (`Launch.park` in
+//! `proto/launch.proto`).
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use nestbox_protocol::{
+    self as protocol, FdRole, LaunchControl, LaunchEvent, Step, Unpark, frame, launch_control, launch_event,
+};
+use nestbox_sys::{Errno, packet, process, socket};
+use prost::Message;
+
+use crate::channel::{self, PassedFd};
+use crate::failure::{Code, Failure};
+use crate::ids::OuterIds;
+use crate::launch::NetworkNeed;
+use crate::nests::{Nest, Warm};
+use crate::networks::Shared;
+use crate::policy::PolicyHandle;
+use crate::reactor::{Interest, Key, Kind};
+use crate::templates::{self, Template, TemplateKey};
+
+use super::{Client, Preparation, gone, no_free_ids, spawn_failure};
+
+/// How long after a launch the nest that it took is replaced, if it has not ended before.
+const REFILL_AFTER_NS: u64 = 3_000_000;
+
+/// The same after its end. Not at once: whoever waits for the result comes first, and a nest is made on the processors
+/// that it is handed over on.
+const REFILL_AFTER_END_NS: u64 = 300_000;
+
+/// With more launches than this in flight nothing is made ahead: it would only take their processors.
+const BUSY: usize = 8;
+
+impl Client {
+    /// Makes a policy's template and warm nests of it. `Prepared` tells when as many are ready, or `Failed` why not.
+    pub fn warm(&mut self, policy: &PolicyHandle, warm: Warm) -> u64 {
+        let token = self.next_id();
+        self.preparations.insert(token, Preparation::Warm(warm));
+        if let Err(failure) = self.try_warm(token, policy, warm) {
+            self.fail(token, failure);
+        }
+        token
+    }
+
+    fn try_warm(&mut self, token: u64, policy: &PolicyHandle, warm: Warm) -> Result<(), Failure> {
+        self.check_alive()?;
+        let resolved = policy.resolve_for(&[])?;
+        if resolved.plan.root_writable {
+            // Each of its templates serves one launch: there is nothing to make ahead.
+            self.prepared(token);
+            return Ok(());
+        }
+        let id = self.template_for(&resolved)?;
+        let Some(template) = self.templates.get_mut(id) else { return Err(gone("the template is gone")) };
+        template.warming.push(token);
+        if template.stage == templates::Stage::Ready {
+            self.keep_warm(id, warm);
+        } else {
+            template.waiters.push(token);
+        }
+        Ok(())
+    }
+
+    /// Throws away the warm nests of a policy.
+    pub fn cool(&mut self, policy: &PolicyHandle) {
+        let Ok(resolved) = policy.resolve_for(&[]) else { return };
+        let key = TemplateKey { hash: resolved.template_key, ids: self.ids.base() };
+        let Some(id) = self.templates.find(&key) else { return };
+        let nests = self.templates.get_mut(id).map(|template| template.nests.clear());
+        for nest in nests.into_iter().flatten() {
+            self.discard(nest);
+        }
+    }
+
+    /// Sees to it that a template has as many warm nests as are wanted, ready or on their way.
+    pub(super) fn keep_warm(&mut self, id: u64, warm: Warm) {
+        if warm.count == 0 {
+            self.tell_warm(id);
+            return;
+        }
+        let now = process::monotonic_ns();
+        let expires_ns = warm.idle_ns.map(|idle| now.saturating_add(idle));
+        loop {
+            let Some(template) = self.templates.get_mut(id) else { return };
+            let serves = template.stage == templates::Stage::Ready && template.key.is_some();
+            // Who asks for them by name is told why there are none; launches don't try at once what has just failed.
+            let discouraged = template.warming.is_empty() && template.nests.is_discouraged(now);
+            if !serves || discouraged || template.nests.len() >= warm.count {
+                template.nests.prolong(expires_ns);
+                break;
+            }
+            match self.make_nest(id, expires_ns) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(failure) => {
+                    self.fail_warm(id, &failure);
+                    return;
+                }
+            }
+        }
+        if let Some(due) = expires_ns {
+            self.set_timer(due);
+        }
+        self.tell_warm(id);
+    }
+
+    /// A launch was sent to a template: what it took is replaced in a while, when it does not cost that launch anything. Where
+    /// launches follow each other closely there is no such while: then it is made beside the launch.
+    pub(super) fn refill_later(&mut self, id: u64, warm: Warm) {
+        let Some(template) = self.templates.get_mut(id) else { return };
+        if warm.count <= template.nests.len() || template.key.is_none() {
+            return;
+        }
+        if template.refill.is_some() && template.running == 1 {
+            template.refill = None;
+            self.keep_warm(id, warm);
+            return;
+        }
+        let due = process::monotonic_ns() + REFILL_AFTER_NS;
+        template.refill = Some((due, warm));
+        self.set_timer(due);
+    }
+
+    /// A launch of a template has ended.
+    pub(super) fn refill_soon(&mut self, id: u64) {
+        let refill = self.templates.get_mut(id).and_then(|template| template.refill.as_mut());
+        if let Some((due, _)) = refill {
+            let soon = process::monotonic_ns() + REFILL_AFTER_END_NS;
+            *due = soon.min(*due);
+            self.set_timer(soon);
+        }
+    }
+
+    /// Makes the nests whose time has come; says when to look again.
+    pub(super) fn refill(&mut self, now: u64) -> Option<u64> {
+        let mut next = None;
+        for (id, (due, warm)) in self.templates.refills() {
+            if due > now {
+                next = Some(next.map_or(due, |next: u64| next.min(due)));
+            } else if self.launches.len() > BUSY {
+                next = Some(now + REFILL_AFTER_NS);
+            } else {
+                if let Some(template) = self.templates.get_mut(id) {
+                    template.refill = None;
+                }
+                self.keep_warm(id, warm);
+            }
+        }
+        next
+    }
+
+    /// Asks a template for a warm nest. False: not before the network that it shares is there.
+    fn make_nest(&mut self, id: u64, expires_ns: Option<u64>) -> Result<bool, Failure> {
+        let Some(template) = self.templates.get(id) else { return Ok(false) };
+        let need = NetworkNeed::of_plan(&template.resolved.plan);
+        if !self.network_is_ready(need)? {
+            return Ok(false);
+        }
+        let ids = self.ids.acquire().ok_or_else(no_free_ids)?;
+        let network = if need == NetworkNeed::Own { self.networks.take() } else { None };
+        let joined = match (&network, &self.networks.shared) {
+            (Some(own), _) => Some(own.as_raw_fd()),
+            (None, Shared::Ready(shared)) if need == NetworkNeed::Shared => Some(shared.as_raw_fd()),
+            (None, _) => None,
+        };
+        let nest = self.next_id();
+        let socket = self.request_nest(id, nest, ids, joined).inspect_err(|_| self.ids.release(ids))?;
+        if let Some(template) = self.templates.get_mut(id) {
+            template.nests.add(Nest { id: nest, socket, pid: 0, network, ids, expires_ns });
+        }
+        self.tend_networks();
+        Ok(true)
+    }
+
+    /// Sends the request; returns our end of the nest's socket.
+    fn request_nest(
+        &mut self,
+        id: u64,
+        nest: u64,
+        ids: OuterIds,
+        network: Option<RawFd>,
+    ) -> Result<OwnedFd, Failure> {
+        let step = Step::ReceiveRequest;
+        let (socket, peer) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
+        socket::pass_credentials(socket.as_fd()).map_err(spawn_failure(step, "setsockopt"))?;
+        self.reactor
+            .add(socket.as_fd(), Key::new(Kind::Nest, nest), Interest::Read)
+            .map_err(spawn_failure(step, "epoll_ctl"))?;
+        let mut fds = vec![PassedFd::Owned(peer)];
+        let mut message =
+            protocol::Launch { park: true, outer_uid: ids.uid, outer_gid: ids.gid, ..Default::default() };
+        if let Some(network) = network {
+            message.fds.push(protocol::PassedFd { role: FdRole::NetworkNamespace.into(), number: 0 });
+            fds.push(PassedFd::Lent(network));
+        }
+        let channel = self.templates.get_mut(id).and_then(|template| template.channel.as_mut());
+        let Some(channel) = channel else { return Err(gone("the template is gone")) };
+        channel
+            .send(&message, fds, nest, &self.reactor)
+            .map_err(|error| Failure::message(Code::Spawn, step, &error))?;
+        Ok(socket)
+    }
+
+    /// Gives a launch to a warm nest. What comes back is for a nest that is made for it.
+    pub(super) fn send_to_warm(
+        &mut self,
+        id: u64,
+        token: u64,
+        message: protocol::Launch,
+        fds: &mut Vec<PassedFd>,
+    ) -> Result<Option<protocol::Launch>, Failure> {
+        // The size of its file systems and its ids are settled, and the binds of a launch are mapped to those it was to have.
+        let own_disk = message.limits.is_some_and(|limits| limits.disk.is_some());
+        let own_ids = self.ids.one_each() && !message.binds.is_empty();
+        let there = self.templates.get(id).map_or(0, |template| template.nests.len());
+        if there == 0 || own_disk || own_ids || message.report_init {
+            return Ok(Some(message));
+        }
+        let needs_init = !message.binds.is_empty() || !message.files.is_empty();
+        let control = LaunchControl { kind: Some(launch_control::Kind::Launch(message)) };
+        let unpark = needs_init || control.encoded_len() > frame::PARKED_MAX - frame::HEADER;
+        let passed = fds.len();
+        if let Ok(packet) = channel::encode(&control, fds) {
+            while let Some(nest) = self.templates.get_mut(id).and_then(|template| template.nests.take()) {
+                if self.deliver(&nest, &packet, fds, unpark) {
+                    return self.adopt(token, nest, unpark).map(|()| None);
+                }
+                // It died before its launch came.
+                self.discard(nest);
+            }
+        }
+        fds.truncate(passed);
+        match control.kind {
+            Some(launch_control::Kind::Launch(message)) => Ok(Some(message)),
+            _ => Err(gone("the launch is gone")),
+        }
+    }
+
+    fn deliver(&self, nest: &Nest, packet: &[u8], fds: &[PassedFd], unpark: bool) -> bool {
+        let socket = nest.socket.as_fd();
+        if socket::at_end_of_file(socket) {
+            return false;
+        }
+        if self.ids.one_each() {
+            // Pipes belong to who may open them again through /proc/self/fd.
+            let owner = (Some(nest.ids.uid.into()), Some(nest.ids.gid.into()));
+            for fd in fds {
+                if let PassedFd::Owned(fd) = fd
+                    && nix::unistd::fchown(fd.as_fd(), owner.0, owner.1).is_err()
+                {
+                    return false;
+                }
+            }
+        }
+        let way = LaunchControl { kind: Some(launch_control::Kind::Unpark(Unpark {})) };
+        (!unpark || packet::send_message(socket, &way, &[], libc::MSG_DONTWAIT).is_ok())
+            && channel::transmit(socket, packet, fds) == Ok(())
+    }
+
+    /// The nest is the launch's from now on.
+    fn adopt(&mut self, token: u64, nest: Nest, unparked: bool) -> Result<(), Failure> {
+        self.reactor
+            .modify(nest.socket.as_fd(), Key::new(Kind::Launch, token), Interest::Read)
+            .map_err(spawn_failure(Step::ReceiveRequest, "epoll_ctl"))?;
+        let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
+        self.ids.release(std::mem::replace(&mut launch.ids, nest.ids));
+        launch.socket = Some(nest.socket);
+        launch.network = nest.network;
+        launch.warm = true;
+        // A process that made way has a successor.
+        launch.pid = if unparked { 0 } else { nest.pid };
+        Ok(())
+    }
+
+    /// Reads what a warm nest has to say before it has a launch.
+    pub(super) fn read_nest(&mut self, id: u64) {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        while let Some((template, nest)) = self.templates.of_nest(id) {
+            let mut fds = Vec::new();
+            let (sender, event) =
+                match packet::receive(nest.socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT) {
+                    Err(Errno::EAGAIN) => break,
+                    Ok(packet) => {
+                        (packet.credentials, packet::read_message::<LaunchEvent>(packet.bytes, &mut fds))
+                    }
+                    Err(errno) => (None, Err(packet::MessageError::System { syscall: "recvmsg", errno })),
+                };
+            match (sender, event.ok().and_then(|event| event.kind)) {
+                (Some(sender), Some(launch_event::Kind::Parked(_))) => {
+                    nest.pid = sender.pid;
+                    self.tell_warm(template);
+                }
+                (_, said) => {
+                    let failure = match said {
+                        Some(launch_event::Kind::Failure(failure)) => Failure::from_step(failure),
+                        _ => gone("the warm nest died before it had a launch"),
+                    };
+                    let nest =
+                        self.templates.get_mut(template).and_then(|template| template.nests.remove(id));
+                    if let Some(nest) = nest {
+                        self.discard(nest);
+                    }
+                    self.fail_warm(template, &failure);
+                }
+            }
+        }
+        self.buffer = buffer;
+    }
+
+    /// Tells those who asked for warm nests and have them.
+    fn tell_warm(&mut self, id: u64) {
+        let Some(template) = self.templates.get_mut(id) else { return };
+        let ready = template.nests.ready();
+        let mut told = Vec::new();
+        template.warming.retain(|token| match self.preparations.get(token) {
+            Some(Preparation::Warm(warm)) if warm.count > ready => true,
+            Some(_) => {
+                told.push(*token);
+                false
+            }
+            None => false,
+        });
+        for token in told {
+            self.prepared(token);
+        }
+    }
+
+    /// A warm nest could not be made.
+    fn fail_warm(&mut self, id: u64, failure: &Failure) {
+        let Some(template) = self.templates.get_mut(id) else { return };
+        template.nests.discourage(process::monotonic_ns());
+        for token in std::mem::take(&mut template.warming) {
+            self.fail(token, failure.clone());
+        }
+    }
+
+    /// The network that sandboxes share is there, or (with why) can't be had: go on with the warm nests that wait for it.
+    pub(super) fn resume_warming(&mut self, failure: Option<&Failure>) {
+        for id in self.templates.warming() {
+            let Some(template) = self.templates.get(id) else { continue };
+            if NetworkNeed::of_plan(&template.resolved.plan) != NetworkNeed::Shared {
+                continue;
+            }
+            let wishes = template.warming.iter().filter_map(|token| match self.preparations.get(token) {
+                Some(Preparation::Warm(warm)) => Some(*warm),
+                _ => None,
+            });
+            let most = wishes.max_by_key(|warm| warm.count);
+            match (failure, most) {
+                (Some(failure), _) => self.fail_warm(id, failure),
+                (None, Some(most)) => self.keep_warm(id, most),
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// Throws away the nests that nobody has launched anything in for long enough.
+    pub(super) fn expire_nests(&mut self, now: u64) {
+        let expired: Vec<Nest> =
+            self.templates.iter_mut().flat_map(|template| template.nests.expired(now)).collect();
+        for nest in expired {
+            self.discard(nest);
+        }
+    }
+
+    /// Lets a nest die of the end of its socket.
+    fn discard(&mut self, nest: Nest) {
+        let Nest { ids, network, .. } = nest;
+        self.ids.release(ids);
+        if let Some(network) = network {
+            self.networks.give_back(network);
+        }
+    }
+
+    /// Lets templates and their warm nests die of the end of their sockets.
+    pub(super) fn discard_templates(&mut self, templates: impl IntoIterator<Item = Template>) {
+        for mut template in templates {
+            for nest in template.nests.clear() {
+                self.discard(nest);
+            }
+            for token in template.warming {
+                self.fail(token, gone("the template is gone"));
+            }
+        }
+    }
+}
