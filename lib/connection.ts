@@ -69,8 +69,17 @@ export class Connection {
 
   /** Builds the template of a policy ahead of its first launch. */
   prepare(policy: NativePolicy): Promise<void> {
+    return this.#prepared(this.#server.prepare(policy))
+  }
+
+  /** Makes so many warm nests of a policy, which wait for `idle` milliseconds, or for ever. */
+  warm(policy: NativePolicy, count: number, idle: number | undefined): Promise<void> {
+    return this.#prepared(this.#server.warm(policy, count, idle))
+  }
+
+  #prepared(token: number): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#listeners.set(this.#server.prepare(policy), {
+      this.#listeners.set(token, {
         started: () => resolve(),
         ended: () => resolve(),
         failed: (failure) => reject(fromFailure(failure)),

@@ -4,7 +4,7 @@ import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
 import * as z from 'zod'
 
 import { describeIssues, NestboxError, RequestError } from './errors.ts'
-import { sandboxContext } from './launch/context.ts'
+import { sandboxContext, type Warmth } from './launch/context.ts'
 import type { Flight } from './launch/flight.ts'
 import type { AnyResult } from './launch/result.ts'
 import type { Launcher } from './launch/types.ts'
@@ -21,11 +21,19 @@ const ServerSchema = z.custom<ForkServer>(
   'It must be what ForkServer.start() gave',
 )
 
+/** The core finds a nest among those of its policy by looking at each. */
+const WarmSchema = countSchema(0).refine((count) => count <= 1024, 'It must be at most 1024')
+
+/** How long the nest that is kept without being asked for waits, in milliseconds. */
+const DEFAULT_WARM_IDLE = 10_000
+
 const SandboxOptionsSchema = z.strictObject({
   maxConcurrency: countSchema(1).optional(),
   maxQueue: countSchema(0).optional(),
   queueTimeout: MillisecondsSchema.optional(),
   server: ServerSchema.optional(),
+  warm: WarmSchema.optional(),
+  warmIdle: MillisecondsSchema.optional(),
 })
 
 /** The schema says what the hand-written type says; a difference is a compile error here. */
@@ -74,6 +82,7 @@ class RunningSandbox implements SandboxType {
   #errored = 0
   #closed = false
   #idle: (() => void)[] = []
+  readonly #warmth: Warmth
 
   constructor(policy: Policy, server: RunningForkServer, options: CheckedOptions) {
     this.policy = policy
@@ -92,19 +101,41 @@ class RunningSandbox implements SandboxType {
       },
       over: (flight, result) => this.#over(flight, result),
     }
-    const context = sandboxContext(policy)
+    const { warm, warmIdle } = options
+    const idle = warmIdle ?? (warm === undefined ? DEFAULT_WARM_IDLE : Infinity)
+    this.#warmth = { count: warm ?? 1, idle: Number.isFinite(idle) ? idle : undefined }
+    const context = sandboxContext(policy, this.#warmth)
     const launcher = makeLauncher(() => context, gate)
     this.run = launcher.run
     this.spawn = launcher.spawn
   }
 
   /** Makes the first launch as fast as the others. What goes wrong is for the launches to report. */
-  async prepare(): Promise<void> {
+  async prepare(warm: number): Promise<void> {
     try {
-      await this.#server.connection().prepare(nativePolicy(this.policy))
+      const connection = this.#server.connection()
+      const policy = nativePolicy(this.policy)
+      await (warm > 0 ? connection.warm(policy, warm, this.#warmth.idle) : connection.prepare(policy))
     } catch {
       // The launch meets the same obstacle, or it is gone by then.
     }
+  }
+
+  async warm(count: number): Promise<void> {
+    const checked = check(WarmSchema, count)
+    if (!checked.ok) {
+      const { issues, cause } = checked.error
+      throw new RequestError(describeIssues("Sandbox.warm() was asked for something that can't be", issues), issues, {
+        cause,
+      })
+    }
+    if (this.#closed) throw closed()
+    this.#warmth.count = count
+    // Whoever says a number means it, for as long as it takes.
+    this.#warmth.idle = undefined
+    const policy = nativePolicy(this.policy)
+    if (count === 0) this.#cool()
+    else await this.#server.connection().warm(policy, count, undefined)
   }
 
   stats(): SandboxStats {
@@ -126,6 +157,7 @@ class RunningSandbox implements SandboxType {
   async close(): Promise<void> {
     this.#closed = true
     await this.#drained()
+    this.#cool()
   }
 
   async destroy(): Promise<void> {
@@ -133,6 +165,12 @@ class RunningSandbox implements SandboxType {
     this.#queue.clear(closed)
     for (const flight of this.#flights) flight.kill(SIGKILL)
     await this.#drained()
+    this.#cool()
+  }
+
+  /** Nobody is going to use the warm nests. Another sandbox of the same policy makes its own. */
+  #cool(): void {
+    this.#server.current?.server.cool(nativePolicy(this.policy))
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -203,7 +241,7 @@ export const Sandbox: {
       (checked.value.server as RunningForkServer | undefined) ?? sharedServer(),
       checked.value,
     )
-    await sandbox.prepare()
+    await sandbox.prepare(checked.value.warm ?? 0)
     return sandbox
   },
 })

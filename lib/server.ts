@@ -75,6 +75,12 @@ export class RunningForkServer implements ForkServerType {
     return this.#connection
   }
 
+  /** The running fork server, if there is one. */
+  get current(): Connection | undefined {
+    const connection = this.#connection
+    return connection?.lost === undefined ? connection : undefined
+  }
+
   get pid(): number {
     return this.#connection?.pid ?? 0
   }
@@ -83,10 +89,10 @@ export class RunningForkServer implements ForkServerType {
     const connection = this.#connection
     const starts = this.#starts
     if (connection === undefined || connection.lost !== undefined) {
-      return { pid: 0, templates: 0, running: 0, launched: 0, networkPool: 0, starts }
+      return { pid: 0, templates: 0, running: 0, launched: 0, networkPool: 0, warmNests: 0, starts }
     }
-    const { templates, running, launched, networkPool } = connection.stats()
-    return { pid: connection.pid, templates, running, launched, networkPool, starts }
+    const { templates, running, launched, networkPool, warmNests } = connection.stats()
+    return { pid: connection.pid, templates, running, launched, networkPool, warmNests, starts }
   }
 
   async close(): Promise<void> {

@@ -32,6 +32,14 @@ export interface LaunchContext {
   environment(over: Readonly<Record<string, string | undefined>> | undefined): Environment | undefined
   /** Why no launch can succeed, if so. */
   readonly unmet: SpawnError | undefined
+  /** The nests that are kept for the launches to come. */
+  readonly warmth: Warmth
+}
+
+/** How many nests are kept warm, and for how many milliseconds each; without a time for ever. */
+export interface Warmth {
+  count: number
+  idle: number | undefined
 }
 
 const join = (entries: ReadonlyMap<string, string>): Environment => {
@@ -53,8 +61,10 @@ const overlay = (
   return join(entries)
 }
 
+const NO_WARMTH: Warmth = Object.freeze({ count: 0, idle: undefined })
+
 /** The context of a sandbox. */
-export const sandboxContext = (policy: Policy): LaunchContext => {
+export const sandboxContext = (policy: Policy, warmth: Warmth = NO_WARMTH): LaunchContext => {
   const environment = join(new Map(Object.entries(policy.env)))
   const mountPoints = new Set<string>()
   for (const mount of policy.mounts) if (mount.type === 'mountPoint') mountPoints.add(mount.path)
@@ -67,6 +77,7 @@ export const sandboxContext = (policy: Policy): LaunchContext => {
     cwd: () => cwd,
     environment: (over) => (over === undefined ? environment : overlay(policy.env, over)),
     unmet: policy.require.length === 0 ? undefined : unmet(policy),
+    warmth,
   }
 }
 
@@ -107,4 +118,5 @@ export const unsandboxedContext: LaunchContext = Object.freeze({
   environment: (over: Readonly<Record<string, string | undefined>> | undefined) =>
     over === undefined ? undefined : overlay({}, over),
   unmet: undefined,
+  warmth: NO_WARMTH,
 })

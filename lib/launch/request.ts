@@ -157,6 +157,8 @@ class Merge {
     const grace = killSignal === 'SIGKILL' ? undefined : this.#grace(limits, forceKillAfterDelay)
     const outputNames = outputs === undefined ? NONE : Object.keys(outputs)
     const message = this.#message(stdio, limits, grace?.hard, buffer, onOverflow)
+    // Whoever only waits for the result need not be woken when the program starts.
+    message.reportStart = this.#kind === 'spawn' || grace !== undefined
     if (this.#issues.length > 0) return this.#issues
 
     const bytes = typeof input === 'string' ? Buffer.from(input) : input instanceof Readable ? undefined : input
@@ -219,7 +221,9 @@ class Merge {
       outputLimit: output ?? -1,
       onOverflow: ON_OVERFLOW[onOverflow],
       checkFds: !this.#exempt,
+      warm: context.warmth.count,
     }
+    if (context.warmth.idle !== undefined) message.warmIdle = context.warmth.idle
     if (stdio.extra.length > 0) message.extraFds = stdio.extra
     const tightened = this.#nativeLimits(limits, hardTimeout)
     if (tightened !== undefined) message.limits = tightened

@@ -255,7 +255,7 @@ const timings = (ended: NativeEnded, queueMs: number): Timings => {
     queueMs,
     setupMs: milliseconds(submittedNs, execNs),
     execMs: milliseconds(execNs, endedNs),
-    warm: false,
+    warm: ended.warm,
     steps: markSteps.map((step, index) => {
       const at = markNs[index] ?? before
       const ms = milliseconds(before, at)
