@@ -55,6 +55,8 @@ test('a launch without options', (t) => {
     outputLimit: 10_485_760,
     onOverflow: 0,
     checkFds: true,
+    reportStart: false,
+    warm: 0,
   })
   t.is(make('run', {}, policy('host-system')).message.cwd, '/tmp')
 })

@@ -42,6 +42,7 @@ const ENDED: NativeEnded = {
   network: 'none',
   noNewPrivs: true,
   filter: 'default',
+  warm: false,
 }
 
 const HOST: HostFacts = {

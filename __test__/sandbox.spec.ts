@@ -80,7 +80,15 @@ test('a launch that fails makes room for the next', async (t) => {
 })
 
 test('options that make no sense', async (t) => {
-  for (const options of [{ maxConcurrency: 0 }, { maxQueue: -1 }, { warm: 1 }, { server: {} }]) {
+  for (const options of [
+    { maxConcurrency: 0 },
+    { maxQueue: -1 },
+    { warm: -1 },
+    { warm: 1.5 },
+    { warm: 1e6 },
+    { warmIdle: -1 },
+    { server: {} },
+  ]) {
     // oxlint-disable-next-line no-await-in-loop
     await t.throwsAsync(Sandbox.create(policy('host-system'), options as {}), { instanceOf: RequestError })
   }

@@ -171,6 +171,7 @@ export interface HostOptions {
   /** Programs to show inside, by path inside. */
   readonly binds?: Readonly<Record<string, string>>
   readonly base?: 'host-system' | 'empty'
+  readonly warm?: number
   /** No proc, no dev; one tmpfs. */
   readonly bare?: boolean
   readonly syscalls?: 'default' | 'unfiltered'
