@@ -25,8 +25,10 @@ export declare class Server {
   constructor(options: ServerOptions, onEvents: (events: NativeEvent[]) => void)
   /** The fork server's pid; 0 until `server-ready`. */
   get pid(): number
-  /** Launches a program. Never blocks on the server. */
-  launch(request: NativeLaunch): NativeLaunched
+  /** Where the numbers of a launch are written before [`Server::launch`] is called. */
+  get numbers(): Float64Array
+  /** Launches a program. Never blocks on the server. The answer is its token, or what more there is to say. */
+  launch(policy: NativePolicy | undefined | null, text: string, extras?: NativeExtras | undefined | null): number | NativeLaunched
   /** Serves a request of sandbox2's surface. */
   fork(request: NativeForkRequest): NativeLaunched
   /** Builds a policy's template ahead. The event `prepared` or `failed` with the returned token tells. */
@@ -102,6 +104,16 @@ export interface NativeEvent {
   ended?: NativeEnded | undefined
 }
 
+/** What few launches have. */
+export interface NativeExtras {
+  extraFds?: Array<number>
+  input?: Uint8Array
+  binds?: Array<NativeBind>
+  files?: Array<NativeFile>
+  outputs?: Array<NativeOutputRequest>
+  limits?: NativeLimits
+}
+
 /** The record of something that failed. */
 export interface NativeFailure {
   code: string
@@ -150,32 +162,6 @@ export interface NativeForkRequest {
 export interface NativeIssue {
   path: Array<string>
   message: string
-}
-
-/** What to launch. */
-export interface NativeLaunch {
-  policy?: NativePolicy
-  file: string
-  args: string
-  env: string
-  searchPath: string
-  cwd: string
-  stdin: number
-  stdout: number
-  stderr: number
-  extraFds?: Array<number>
-  input?: Uint8Array
-  comms?: boolean
-  binds?: Array<NativeBind>
-  files?: Array<NativeFile>
-  outputs?: Array<NativeOutputRequest>
-  limits?: NativeLimits
-  outputLimit: number
-  onOverflow: number
-  checkFds?: boolean
-  reportStart?: boolean
-  warm?: number
-  warmIdle?: number
 }
 
 /** The answer to a request: its token, and the caller's ends of its fds, which are the caller's to close. */

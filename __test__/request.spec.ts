@@ -11,13 +11,24 @@ import { sandboxContext, unsandboxedContext } from '../lib/launch/context.ts'
 import {
   CAPTURE,
   IGNORE,
-  type LaunchRequest,
-  makeRequest,
+  type LaunchRequest as Request,
+  makeRequest as makePacked,
   SAME_AS_STDOUT,
   STREAM,
   unsafeDescriptor,
 } from '../lib/launch/request.ts'
 import { scratch } from './helpers.ts'
+
+/** A request whose message is taken apart again, as the core does it. */
+const makeRequest = (...of: Parameters<typeof makePacked>) => {
+  const request = makePacked(...of)
+  const { text, argc, extras, ...message } = request.message
+  const [file = '', cwd = '', searchPath = '', ...rest] = text.split('\0')
+  const [args, env] = [rest.slice(0, argc).join('\0'), rest.slice(argc).join('\0')]
+  return Object.freeze({ ...request, message: { file, cwd, searchPath, args, env, ...extras, ...message } })
+}
+
+type LaunchRequest = Omit<Request, 'message'> & Pick<ReturnType<typeof makeRequest>, 'message'>
 
 const base = policy().limits({ wallTime: 1000, processes: 10 }).mountPoint('/in').env({ PATH: '/bin', A: '1' })
 
@@ -42,8 +53,9 @@ const refused = test.macro({
 
 test('a launch without options', (t) => {
   const request = make('run')
-  t.true(Object.isFrozen(request))
+  t.true(Object.isFrozen(makePacked(sandboxContext(base.build()), 'run', 'prog', undefined, undefined)))
   t.deepEqual(request.message, {
+    policy: undefined,
     file: 'prog',
     args: 'prog',
     env: 'PATH=/bin\0HOME=/tmp\0A=1\0SANDBOX2_NOFORKSERVER=1',
@@ -55,8 +67,10 @@ test('a launch without options', (t) => {
     outputLimit: 10_485_760,
     onOverflow: 0,
     checkFds: true,
+    comms: false,
     reportStart: false,
     warm: 0,
+    warmIdle: undefined,
   })
   t.is(make('run', {}, policy('host-system')).message.cwd, '/tmp')
 })
@@ -369,4 +383,28 @@ test('a cycle ends', (t) => {
   const cycle: Record<string, unknown> = {}
   cycle['env'] = cycle
   t.throws(() => make('run', cycle as LaunchOptions), { instanceOf: RequestError, message: /nested too deeply/ })
+})
+
+test('what was found right is remembered, and nothing else', (t) => {
+  const context = sandboxContext(policy().build())
+  const options: Record<string, unknown> = { stdout: 'ignore', cwd: '/a' }
+  const args = ['x']
+  const again = (file: unknown = 'prog'): LaunchRequest => makeRequest(context, 'run', file, args, options)
+  for (let round = 0; round < 2; round += 1) t.like(again().message, { args: 'prog\0x', cwd: '/a', stdout: IGNORE })
+  // The same objects, changed after they were found right.
+  options['cwd'] = '/b'
+  args.push('y')
+  for (let round = 0; round < 2; round += 1) t.like(again().message, { args: 'prog\0x\0y', cwd: '/b', stdout: IGNORE })
+  args.push('z\0')
+  for (let round = 0; round < 2; round += 1) t.throws(() => again(), { instanceOf: RequestError })
+  args.pop()
+  options['no such option'] = 1
+  for (let round = 0; round < 2; round += 1) t.throws(() => again(), { instanceOf: RequestError })
+  delete options['no such option']
+  options['stderr'] = undefined
+  t.like(again().message, { cwd: '/b', stderr: CAPTURE })
+  for (const wrong of ['', 'a\0', 7]) t.throws(() => again(wrong), { instanceOf: RequestError })
+  t.like(again().message, { file: 'prog' })
+  // An array is not an object with the same properties.
+  t.throws(() => makeRequest(context, 'run', 'prog', { 0: 'x', 1: 'y' }, options), { instanceOf: RequestError })
 })

@@ -7,6 +7,7 @@
 import type {
   NativeEnded,
   NativeEvent,
+  NativeExtras,
   NativeFailure,
   NativeLaunched,
   NativePolicy,
@@ -28,9 +29,35 @@ export interface Listener {
   lost(error: ForkServerError): void
 }
 
+/** A launch as the core takes it. Numbers and one text, because each property of an object that is passed costs a call. */
+export interface LaunchMessage {
+  /** Undefined: without isolation. */
+  policy: NativePolicy | undefined
+  /** The file, the working directory, the search path, `argc` arguments, the environment; joined by NUL. */
+  readonly text: string
+  readonly argc: number
+  /** Descriptors of the host, or what `lib/launch/request.ts` has negative numbers for. */
+  stdin: number
+  stdout: number
+  stderr: number
+  /** Bytes; -1: none. */
+  readonly outputLimit: number
+  readonly onOverflow: number
+  readonly checkFds: boolean
+  readonly comms: boolean
+  readonly reportStart: boolean
+  readonly warm: number
+  /** Milliseconds; undefined: for ever. */
+  readonly warmIdle: number | undefined
+  /** What few launches have. */
+  extras: NativeExtras | undefined
+}
+
 /** A running fork server. */
 export class Connection {
   readonly #server: Server
+  /** Where the core reads the numbers of a launch, in the order of `crates/node/src/request.rs`. */
+  readonly #numbers: Float64Array
   readonly #listeners = new Map<number, Listener>()
   /** Called whenever nothing is in flight any more. */
   readonly #idle = new Set<() => void>()
@@ -51,6 +78,7 @@ export class Connection {
     // Most callers don't wait for it: their launch tells them.
     this.ready.catch(() => {})
     this.#server = new (native().Server)(options, (events) => this.#receive(events))
+    this.#numbers = this.#server.numbers
   }
 
   get pid(): number {
@@ -60,6 +88,22 @@ export class Connection {
   /** The core's side, for requests that this class has no word for. */
   get server(): Server {
     return this.#server
+  }
+
+  /** Asks the core for a launch. */
+  launch(message: LaunchMessage): NativeLaunched {
+    const numbers = this.#numbers
+    numbers[0] = message.stdin
+    numbers[1] = message.stdout
+    numbers[2] = message.stderr
+    numbers[3] = message.outputLimit
+    numbers[4] = message.onOverflow
+    numbers[5] = (message.comms ? 1 : 0) | (message.checkFds ? 2 : 0) | (message.reportStart ? 4 : 0)
+    numbers[6] = message.argc
+    numbers[7] = message.warm
+    numbers[8] = message.warmIdle ?? -1
+    const launched = this.#server.launch(message.policy, message.text, message.extras)
+    return typeof launched === 'number' ? { token: launched } : launched
   }
 
   /** Registers a launch that the core has taken. */

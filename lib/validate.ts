@@ -50,6 +50,60 @@ export const checkCopied = <S extends z.ZodType>(schema: S, copied: unknown): Ch
   return { ok: false, error: { issues: result.error.issues.flatMap(toIssues), cause: result.error } }
 }
 
+/** Strings of more characters than this together are not remembered. */
+const MEMORABLE = 4096
+
+/** Whether a copy is small and flat: text, numbers and the like, or an array or object of those. */
+const isMemorable = (copied: unknown): boolean => {
+  if (typeof copied !== 'object' || copied === null) return typeof copied !== 'string' || copied.length <= MEMORABLE
+  let length = 0
+  for (const item of Object.values(copied)) {
+    if (typeof item === 'object' && item !== null) return false
+    if (typeof item === 'string') length += item.length
+  }
+  return length <= MEMORABLE
+}
+
+/** Whether two copies, the second one memorable, say the same in the same order. */
+const isSame = (copied: unknown, known: unknown): boolean => {
+  if (copied === known) return true
+  if (typeof copied !== 'object' || typeof known !== 'object' || copied === null || known === null) return false
+  if (Array.isArray(copied) !== Array.isArray(known)) return false
+  const keys = Object.keys(copied)
+  const knownKeys = Object.keys(known)
+  if (keys.length !== knownKeys.length) return false
+  return keys.every(
+    (key, index) =>
+      key === knownKeys[index] && (copied as Record<string, unknown>)[key] === (known as Record<string, unknown>)[key],
+  )
+}
+
+/**
+ * {@link check}, for inputs that mostly repeat: the last one that was found right is remembered, and is not validated again
+ * as long as the same comes. To validate a launch's options takes longer than to launch it does in JavaScript.
+ */
+export const repeatedly = <S extends z.ZodType>(schema: S): ((input: unknown) => Checked<z.output<S>>) => {
+  let known: unknown
+  let remembered: Checked<z.output<S>> | undefined
+  return (input) => {
+    let copied: unknown
+    try {
+      copied = snapshot(input)
+    } catch (cause) {
+      if (cause instanceof SnapshotError) return { ok: false, error: { issues: cause.issues, cause } }
+      throw cause
+    }
+    if (remembered !== undefined && isSame(copied, known)) return remembered
+    const checked = checkCopied(schema, copied)
+    if (checked.ok && isMemorable(copied)) {
+      known = copied
+      Object.freeze(checked.value)
+      remembered = checked
+    }
+    return checked
+  }
+}
+
 /** zod's issues, in our words: a wrong name is where the name is, not in a list below it. */
 const toIssues = (issue: z.core.$ZodIssue): Issue[] => {
   if (issue.code === 'invalid_key') return issue.issues.map(({ message }) => ({ path: [...issue.path], message }))

@@ -3,9 +3,9 @@
 
 import { close, open } from 'node:fs'
 import type { Socket } from 'node:net'
-import type { NativeEnded, NativeFailure, NativeLaunch, NativeLaunched } from '#binding'
+import type { NativeEnded, NativeFailure, NativeLaunched } from '#binding'
 
-import type { Connection, Listener } from '../connection.ts'
+import type { Connection, LaunchMessage, Listener } from '../connection.ts'
 import {
   AbortError,
   asError,
@@ -138,7 +138,7 @@ export class Flight implements Listener {
       if (fd < 0) throw requestError('The launch passes a FileHandle', ['stdio', targets[0] ?? 0], 'It is closed')
       for (const target of targets) putDescriptor(message, target, fd)
       // A file handle is passed as any open descriptor; what was opened here may still be a directory.
-      if (this.request.message.checkFds === false) mustBeSafe(fd, targets[0] ?? 0)
+      if (!this.request.message.checkFds) mustBeSafe(fd, targets[0] ?? 0)
     }
     // It may have been aborted meanwhile.
     if (!this.#settled) this.#launch(connection, message)
@@ -158,14 +158,13 @@ export class Flight implements Listener {
     })
   }
 
-  #launch(connection: Connection, message: NativeLaunch): void {
+  #launch(connection: Connection, message: LaunchMessage): void {
     const { context, checkHere, inputStream: input } = this.request
     // It may have died while files were opened.
     if (connection.lost !== undefined) throw connection.lost
     for (const fd of checkHere) mustBeSafe(fd, fd)
-    const policy = context.native()
-    if (policy !== undefined) message.policy = policy
-    const launched = connection.server.launch(message)
+    message.policy = context.native()
+    const launched = connection.launch(message)
     if (launched.failure !== undefined) {
       this.#fail(fromFailure(launched.failure))
       return
@@ -354,14 +353,14 @@ export const abortedBefore = ({ file, signal }: LaunchRequest): AbortError =>
 const streamed = (stream: OutputStream | undefined): Streamed | undefined =>
   stream === undefined ? undefined : { bytes: stream.bytes, kept: stream.collected() }
 
-const putDescriptor = (message: NativeLaunch, target: number, fd: number): void => {
+const putDescriptor = (message: LaunchMessage, target: number, fd: number): void => {
   if (target === 0) message.stdin = fd
   else if (target === 1) message.stdout = fd
   else if (target === 2) message.stderr = fd
   else {
-    const extra = message.extraFds ?? []
+    const extra = message.extras?.extraFds ?? []
     const at = extra.findIndex((number, index) => index % 2 === 0 && number === target)
-    message.extraFds = at === -1 ? [...extra, target, fd] : extra.with(at + 1, fd)
+    message.extras = { ...message.extras, extraFds: at === -1 ? [...extra, target, fd] : extra.with(at + 1, fd) }
   }
 }
 

@@ -8,12 +8,13 @@ import { constants, fstatSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { Readable } from 'node:stream'
 import type { FileHandle } from 'node:fs/promises'
-import type { NativeLaunch, NativeLimits, NativeOutputRequest } from '#binding'
+import type { NativeExtras, NativeLimits, NativeOutputRequest } from '#binding'
 
 import { describeIssues, type Issue, RequestError } from '../errors.ts'
 import type { LimitName, LimitsJSON } from '../policy/types.ts'
-import { AbsolutePath, check, checkCopied, type Checked, type Invalid } from '../validate.ts'
+import { AbsolutePath, checkCopied, type Checked, type Invalid, repeatedly } from '../validate.ts'
 import { ArgsSchema, type CheckedOptions, FileSchema, LaunchOptionsSchema } from './schema.ts'
+import type { LaunchMessage } from '../connection.ts'
 import type { LaunchContext } from './context.ts'
 
 /** `run` has nobody who could use a stream, `spawn` has. */
@@ -42,7 +43,7 @@ export interface LaunchRequest {
   readonly kind: Kind
   readonly context: LaunchContext
   /** The message to the core; complete unless there are `late` descriptors. */
-  readonly message: NativeLaunch
+  readonly message: LaunchMessage
   readonly late: readonly Late[]
   /** Host descriptors that are passed and must lead nowhere; the core checks them, unless others are exempt. */
   readonly checkHere: readonly number[]
@@ -77,6 +78,10 @@ const DEFAULT_OPTIONS: CheckedOptions = Object.freeze({})
 const NO_ARGS: readonly string[] = Object.freeze([])
 const NONE: readonly never[] = Object.freeze([])
 
+const checkFile = repeatedly(FileSchema)
+const checkArgs = repeatedly(ArgsSchema)
+const checkOptions = repeatedly(LaunchOptionsSchema)
+
 /**
  * Checks one call of `run` or `spawn`.
  *
@@ -89,11 +94,10 @@ export const makeRequest = (
   args: unknown,
   options: unknown,
 ): LaunchRequest => {
-  const checkedFile = check(FileSchema, file)
-  const checkedArgs: Checked<readonly string[]> =
-    args === undefined ? { ok: true, value: NO_ARGS } : check(ArgsSchema, args)
+  const checkedFile = checkFile(file)
+  const checkedArgs: Checked<readonly string[]> = args === undefined ? { ok: true, value: NO_ARGS } : checkArgs(args)
   const checkedOptions: Checked<CheckedOptions> =
-    options === undefined ? { ok: true, value: DEFAULT_OPTIONS } : check(LaunchOptionsSchema, options)
+    options === undefined ? { ok: true, value: DEFAULT_OPTIONS } : checkOptions(options)
   if (!checkedFile.ok || !checkedArgs.ok || !checkedOptions.ok) {
     throw invalid(kind, [
       ...issuesOf(checkedFile, 'file'),
@@ -156,13 +160,11 @@ class Merge {
     const forceKillAfterDelay = this.#options.forceKillAfterDelay ?? DEFAULT_GRACE
     const grace = killSignal === 'SIGKILL' ? undefined : this.#grace(limits, forceKillAfterDelay)
     const outputNames = outputs === undefined ? NONE : Object.keys(outputs)
-    const message = this.#message(stdio, limits, grace?.hard, buffer, onOverflow)
-    // Whoever only waits for the result need not be woken when the program starts.
-    message.reportStart = this.#kind === 'spawn' || grace !== undefined
+    const message = this.#message(stdio, limits, grace, buffer, onOverflow)
     if (this.#issues.length > 0) return this.#issues
 
     const bytes = typeof input === 'string' ? Buffer.from(input) : input instanceof Readable ? undefined : input
-    if (message.stdin === CAPTURE) message.input = bytes ?? new Uint8Array(0)
+    if (message.stdin === CAPTURE) this.#extras(message).input = bytes ?? new Uint8Array(0)
     return Object.freeze({
       kind: this.#kind,
       context: this.#context,
@@ -200,44 +202,54 @@ class Merge {
   #message(
     stdio: StdioPlan,
     limits: LimitsJSON | undefined,
-    hardTimeout: number | undefined,
+    grace: { readonly hard: number | undefined } | undefined,
     buffer: boolean,
     onOverflow: keyof typeof ON_OVERFLOW,
-  ): NativeLaunch {
+  ): LaunchMessage {
     const context = this.#context
     const { argv0 = this.#file } = this.#options
     const environment = context.environment(this.#options.env)
     if (environment === undefined) this.#issue(['env'], 'It must be given: the host environment is never passed on')
     const output = (limits ?? context.limits).output
-    const message: NativeLaunch = {
-      file: this.#file,
-      args: this.#args.length === 0 ? argv0 : `${argv0}\0${this.#args.join('\0')}`,
-      env: environment?.joined ?? '',
-      searchPath: environment?.path ?? '',
-      cwd: this.#cwd(),
+    const args = this.#args.length === 0 ? argv0 : `${argv0}\0${this.#args.join('\0')}`
+    const text = `${this.#file}\0${this.#cwd()}\0${environment?.path ?? ''}\0${args}`
+    const message: LaunchMessage = {
+      policy: undefined,
+      text: environment === undefined || environment.joined === '' ? text : `${text}\0${environment.joined}`,
+      argc: this.#args.length + 1,
       stdin: stdio.stdin,
       stdout: captured(stdio.stdout, this.#kind, buffer),
       stderr: captured(stdio.stderr, this.#kind, buffer),
       outputLimit: output ?? -1,
       onOverflow: ON_OVERFLOW[onOverflow],
       checkFds: !this.#exempt,
+      comms: this.#options.comms === true,
+      // Whoever only waits for the result need not be woken when the program starts.
+      reportStart: this.#kind === 'spawn' || grace !== undefined,
       warm: context.warmth.count,
+      warmIdle: context.warmth.idle,
+      extras: undefined,
     }
-    if (context.warmth.idle !== undefined) message.warmIdle = context.warmth.idle
-    if (stdio.extra.length > 0) message.extraFds = stdio.extra
-    const tightened = this.#nativeLimits(limits, hardTimeout)
-    if (tightened !== undefined) message.limits = tightened
-    if (this.#options.comms === true) {
-      if (this.#kind === 'run') this.#issue(['comms'], 'It needs spawn(): run() has nobody to use the channel')
-      if (stdio.extra.some((number, index) => index % 2 === 0 && number === COMMS_FD)) {
-        this.#issue(['stdio', COMMS_FD], 'The comms channel has this number')
-      }
-      message.comms = true
-    }
+    if (message.comms) this.#checkComms(stdio)
+    if (stdio.extra.length > 0) this.#extras(message).extraFds = stdio.extra
+    const tightened = this.#nativeLimits(limits, grace?.hard)
+    if (tightened !== undefined) this.#extras(message).limits = tightened
     this.#putFiles(message)
     this.#putBinds(message)
     this.#putOutputs(message)
     return message
+  }
+
+  /** What few launches have; made for those. */
+  #extras(message: LaunchMessage): NativeExtras {
+    return (message.extras ??= {})
+  }
+
+  #checkComms(stdio: StdioPlan): void {
+    if (this.#kind === 'run') this.#issue(['comms'], 'It needs spawn(): run() has nobody to use the channel')
+    if (stdio.extra.some((number, index) => index % 2 === 0 && number === COMMS_FD)) {
+      this.#issue(['stdio', COMMS_FD], 'The comms channel has this number')
+    }
   }
 
   #cwd(): string {
@@ -250,11 +262,11 @@ class Merge {
     return '/'
   }
 
-  #putFiles(message: NativeLaunch): void {
+  #putFiles(message: LaunchMessage): void {
     const { files } = this.#options
     if (files === undefined) return
     if (!this.#context.isolated) this.#issue(['files'], NEEDS_SANDBOX)
-    message.files = Object.entries(files).map(([at, file]) => {
+    this.#extras(message).files = Object.entries(files).map(([at, file]) => {
       const plain = typeof file === 'string' || file instanceof Uint8Array
       const content = plain ? file : file.content
       return {
@@ -265,11 +277,11 @@ class Merge {
     })
   }
 
-  #putBinds(message: NativeLaunch): void {
+  #putBinds(message: LaunchMessage): void {
     const { binds } = this.#options
     if (binds === undefined) return
     if (!this.#context.isolated) this.#issue(['binds'], NEEDS_SANDBOX)
-    message.binds = Object.entries(binds).map(([at, source]) => {
+    this.#extras(message).binds = Object.entries(binds).map(([at, source]) => {
       if (this.#context.isolated && !this.#context.mountPoints.has(at)) {
         this.#issue(['binds', at], 'The policy declares no mount point here')
       }
@@ -277,11 +289,11 @@ class Merge {
     })
   }
 
-  #putOutputs(message: NativeLaunch): void {
+  #putOutputs(message: LaunchMessage): void {
     const { outputs } = this.#options
     if (outputs === undefined) return
     if (!this.#context.isolated) this.#issue(['outputs'], NEEDS_SANDBOX)
-    message.outputs = Object.values(outputs).map(({ path: at, maxBytes, to, optional = false }) => {
+    this.#extras(message).outputs = Object.values(outputs).map(({ path: at, maxBytes, to, optional = false }) => {
       const output: NativeOutputRequest = { path: at, maxBytes, optional }
       if (to !== undefined) output.to = path.resolve(to)
       return output

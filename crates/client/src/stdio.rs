@@ -92,6 +92,15 @@ pub struct Returned {
     pub extra: Vec<OwnedFd>,
 }
 
+impl Returned {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let Self { stdin, stdout, stderr, comms, extra } = self;
+        [stdin, stdout, stderr, comms].iter().all(|end| end.is_none()) && extra.is_empty()
+    }
+}
+
 /// What became of a request's fds.
 pub(crate) struct Wired {
     pub(crate) roles: Vec<protocol::PassedFd>,

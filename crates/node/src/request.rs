@@ -3,7 +3,7 @@
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::path::PathBuf;
 
-use napi::bindgen_prelude::{ClassInstance, Uint8ArraySlice};
+use napi::bindgen_prelude::{Either, Uint8ArraySlice};
 use napi_derive::napi;
 use nestbox_client::{
     BindRequest, Comms, Extra, Fds, LaunchFile, LaunchRequest, Launched, Limits, OnOverflow, OutputRequest,
@@ -20,33 +20,36 @@ const STREAM: i32 = -3;
 /// Standard error: the same pipe as standard output.
 const SAME_AS_STDOUT: i32 = -4;
 
-/// What to launch.
+/// The numbers of a launch, in the order in which JavaScript writes them (`lib/connection.ts`).
+const STDIN: usize = 0;
+const STDOUT: usize = 1;
+const STDERR: usize = 2;
+const OUTPUT_LIMIT: usize = 3;
+const ON_OVERFLOW: usize = 4;
+const FLAGS: usize = 5;
+const ARGUMENTS: usize = 6;
+const WARM: usize = 7;
+const WARM_IDLE: usize = 8;
+
+/// How many there are.
+pub(crate) const NUMBERS: usize = 9;
+
+/// Bits of `FLAGS`.
+const COMMS: u32 = 1;
+const CHECK_FDS: u32 = 2;
+const REPORT_START: u32 = 4;
+
+/// What few launches have.
 #[napi(object, object_to_js = false)]
-pub struct NativeLaunch<'env> {
-    #[napi(ts_type = "NativePolicy")]
-    pub policy: Option<ClassInstance<'env, NativePolicy>>,
-    pub file: String,
-    pub args: String,
-    pub env: String,
-    pub search_path: String,
-    pub cwd: String,
-    pub stdin: i32,
-    pub stdout: i32,
-    pub stderr: i32,
+#[derive(Default)]
+pub struct NativeExtras<'env> {
     pub extra_fds: Option<Vec<i32>>,
     #[napi(ts_type = "Uint8Array")]
     pub input: Option<Uint8ArraySlice<'env>>,
-    pub comms: Option<bool>,
     pub binds: Option<Vec<NativeBind>>,
     pub files: Option<Vec<NativeFile<'env>>>,
     pub outputs: Option<Vec<NativeOutputRequest>>,
     pub limits: Option<NativeLimits>,
-    pub output_limit: f64,
-    pub on_overflow: u32,
-    pub check_fds: Option<bool>,
-    pub report_start: Option<bool>,
-    pub warm: Option<u32>,
-    pub warm_idle: Option<f64>,
 }
 
 /// A host path on a mount point.
@@ -149,46 +152,64 @@ impl NativeLimits {
     }
 }
 
-impl NativeLaunch<'_> {
-    pub(crate) fn convert(&self) -> LaunchRequest<'_> {
-        let pairs = self.extra_fds.as_deref().unwrap_or_default().chunks(2);
+/// What to launch, as it comes from JavaScript. Not an object: to read its twenty properties took longer than all else that
+/// is done for a launch on this side.
+pub(crate) struct NativeLaunch<'a> {
+    pub(crate) policy: Option<&'a NativePolicy>,
+    /// Joined by NUL: the file, the working directory, the search path, the arguments, the environment.
+    pub(crate) text: &'a str,
+    pub(crate) extras: &'a NativeExtras<'a>,
+    pub(crate) numbers: [f64; NUMBERS],
+}
+
+impl<'a> NativeLaunch<'a> {
+    pub(crate) fn convert(&self) -> LaunchRequest<'a> {
+        let &Self { policy, text, extras, numbers } = self;
+        let number = |index: usize| numbers[index] as i32;
+        let has = |flag: u32| numbers[FLAGS] as u32 & flag != 0;
+        let mut texts = text.split('\0').map(|text| text.as_bytes().to_vec());
+        let mut next = || texts.next().unwrap_or_default();
+        let (file, cwd, search_path) = (next(), next(), next());
+        let args = texts.by_ref().take(numbers[ARGUMENTS] as usize).collect();
+        let pairs = extras.extra_fds.as_deref().unwrap_or_default().chunks(2);
+        let idle = numbers[WARM_IDLE];
         LaunchRequest {
-            policy: self.policy.as_deref().map(|policy| &policy.handle),
-            file: self.file.clone().into_bytes(),
-            args: split(&self.args),
-            envs: split_or_none(&self.env),
-            search_path: self.search_path.clone().into_bytes(),
-            cwd: self.cwd.clone().into_bytes(),
+            policy: policy.map(|policy| &policy.handle),
+            file,
+            args,
+            envs: texts.collect(),
+            search_path,
+            cwd,
             fds: Fds {
-                stdio: [stdio(self.stdin), stdio(self.stdout), stdio(self.stderr)],
+                stdio: [STDIN, STDOUT, STDERR].map(|index| stdio(number(index))),
                 extra: pairs.filter_map(extra).collect(),
-                input: self.input.as_deref(),
-                comms: if self.comms == Some(true) { Comms::Stream } else { Comms::None },
-                check: self.check_fds == Some(true),
-                output_limit: (self.output_limit >= 0.0).then(|| whole(self.output_limit)),
-                on_overflow: match self.on_overflow {
+                input: extras.input.as_deref(),
+                comms: if has(COMMS) { Comms::Stream } else { Comms::None },
+                check: has(CHECK_FDS),
+                output_limit: (numbers[OUTPUT_LIMIT] >= 0.0).then(|| whole(numbers[OUTPUT_LIMIT])),
+                on_overflow: match number(ON_OVERFLOW) {
                     1 => OnOverflow::KeepHead,
                     2 => OnOverflow::KeepTail,
                     _ => OnOverflow::Kill,
                 },
             },
-            binds: list(self.binds.as_deref(), |bind| BindRequest {
+            binds: list(extras.binds.as_deref(), |bind| BindRequest {
                 path: bind.path.clone(),
                 source: bind.source.clone(),
             }),
-            files: list(self.files.as_deref(), |file| LaunchFile {
+            files: list(extras.files.as_deref(), |file| LaunchFile {
                 path: file.path.clone().into_bytes(),
                 content: file.content.to_vec(),
                 mode: file.mode,
             }),
-            outputs: list(self.outputs.as_deref(), |output| OutputRequest {
+            outputs: list(extras.outputs.as_deref(), |output| OutputRequest {
                 path: output.path.clone(),
                 max_bytes: whole(output.max_bytes),
                 to: output.to.as_ref().map(PathBuf::from),
             }),
-            limits: self.limits.as_ref().map(NativeLimits::convert).unwrap_or_default(),
-            report_start: self.report_start == Some(true),
-            warm: warm(self.warm.unwrap_or(0), self.warm_idle),
+            limits: extras.limits.as_ref().map(NativeLimits::convert).unwrap_or_default(),
+            report_start: has(REPORT_START),
+            warm: warm(numbers[WARM] as u32, (idle >= 0.0).then_some(idle)),
         }
     }
 }
@@ -203,6 +224,14 @@ fn list<F, T>(from: Option<&[F]>, convert: impl Fn(&F) -> T) -> Vec<T> {
 }
 
 impl NativeLaunched {
+    /// The token alone, if there is nothing else to say.
+    pub(crate) fn or_token(result: Result<Launched, nestbox_client::Failure>) -> Either<f64, Self> {
+        match result {
+            Ok(Launched { token, returned }) if returned.is_empty() => Either::A(token as f64),
+            other => Either::B(Self::new(other)),
+        }
+    }
+
     pub(crate) fn new(result: Result<Launched, nestbox_client::Failure>) -> Self {
         let Launched { token, returned } = match result {
             Ok(launched) => launched,

@@ -112,6 +112,21 @@ impl ResultMaker {
         }
     }
 
+    /// The array over the numbers, which JavaScript also writes: those of a launch.
+    pub(crate) fn array(&self) -> Result<sys::napi_value> {
+        Ok(value!(sys::napi_get_reference_value, self.env, self.array.get(); "closed"))
+    }
+
+    /// What JavaScript has written.
+    pub(crate) fn numbers<const N: usize>(&self) -> [f64; N] {
+        const { assert!(N <= ROOM) };
+        if self.array.get().is_null() {
+            return [0.0; N];
+        }
+        // SAFETY: ROOM numbers, initialised, in memory that `array` holds; JavaScript does not run meanwhile.
+        unsafe { self.numbers.cast::<[f64; N]>().read() }
+    }
+
     fn write(&self, numbers: impl IntoIterator<Item = f64>) {
         // SAFETY: ROOM numbers in memory that `array` holds; JavaScript, which sees it too, does not run meanwhile.
         let room = unsafe { std::slice::from_raw_parts_mut(self.numbers, ROOM) };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::ptr;
 use std::rc::Rc;
 
-use napi::bindgen_prelude::{Function, JsValue};
+use napi::bindgen_prelude::{ClassInstance, Either, FromNapiValue, Function, JsValue, Unknown};
 use napi::{Env, Error, Result, Status, check_status, sys};
 use napi_derive::napi;
 use nestbox_client::{Client, Event, Failure, Launched, Options};
@@ -13,7 +13,7 @@ use nestbox_client::{Client, Event, Failure, Launched, Options};
 use crate::fork::NativeForkRequest;
 use crate::loop_poll::{Interest, LoopPoll, Pollable};
 use crate::policy::NativePolicy;
-use crate::request::{self, NativeLaunch, NativeLaunched};
+use crate::request::{self, NativeExtras, NativeLaunch, NativeLaunched};
 use crate::result::ResultMaker;
 
 /// The fork server that `build.rs` embedded.
@@ -140,10 +140,31 @@ impl Server {
         self.poll.owner.client.borrow().as_ref().map_or(0, Client::pid)
     }
 
-    /// Launches a program. Never blocks on the server.
+    /// Where the numbers of a launch are written before [`Server::launch`] is called.
+    #[napi(getter, catch_unwind, ts_return_type = "Float64Array")]
+    pub fn numbers(&self, env: Env) -> Result<Unknown<'_>> {
+        let array = self.poll.owner.results.array()?;
+        // SAFETY: a value of this environment, in the open handle scope of this call.
+        unsafe { Unknown::from_napi_value(env.raw(), array) }
+    }
+
+    /// Launches a program. Never blocks on the server. The answer is its token, or what more there is to say.
     #[napi(catch_unwind)]
-    pub fn launch(&self, request: NativeLaunch<'_>) -> NativeLaunched {
-        NativeLaunched::new(self.asked(|client| client.launch(request.convert())).unwrap_or_else(closed))
+    pub fn launch(
+        &self,
+        policy: Option<ClassInstance<'_, NativePolicy>>,
+        text: String,
+        extras: Option<NativeExtras<'_>>,
+    ) -> Either<f64, NativeLaunched> {
+        let extras = extras.unwrap_or_default();
+        let launch = NativeLaunch {
+            policy: policy.as_deref(),
+            text: &text,
+            extras: &extras,
+            numbers: self.poll.owner.results.numbers(),
+        };
+        let launched = self.asked(|client| client.launch(launch.convert())).unwrap_or_else(closed);
+        NativeLaunched::or_token(launched)
     }
 
     /// Serves a request of sandbox2's surface.
