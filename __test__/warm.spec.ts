@@ -162,7 +162,7 @@ test('two launches share nothing', async (t) => {
 test('one is kept from the first launch on, and goes when nobody needs it', async (t) => {
   const server = await ForkServer.start()
   t.teardown(() => server.destroy())
-  const sandbox = await Sandbox.create(policy('host-system'), { server, warmIdle: 150 })
+  const sandbox = await Sandbox.create(policy('host-system'), { server, warmIdle: 700 })
   t.is(server.stats().warmNests, 0)
   t.false((await sandbox.run('true')).timings.warm)
   t.true(await until(() => server.stats().warmNests === 1))
@@ -216,9 +216,14 @@ test('ids of its own for each nest', async (t) => {
   const server = await ForkServer.start({ hostIds: { uid: 200_000, gid: 200_000, count: 3 } })
   t.teardown(() => server.destroy())
   const sandbox = await Sandbox.create(policy('host-system'), { server, warm: 2 })
+  // None ends before all three run: then each must have ids of its own.
+  let running = 0
   const ids = async (): Promise<string> => {
-    const sandboxee = await sandbox.spawn('sh', ['-c', 'echo x > /dev/stdout; sleep 0.2'])
-    const uid = /^Uid:\s+(\d+)/m.exec(readFileSync(`/proc/${sandboxee.pid}/status`, 'latin1'))?.[1] ?? ''
+    const sandboxee = await sandbox.spawn('sh', ['-c', 'echo x > /dev/stdout; read line'], { stdin: 'pipe' })
+    const uid = /^Uid:\s+(\d+)/m.exec(statusOf(sandboxee.pid))?.[1] ?? ''
+    running += 1
+    await until(() => running === 3)
+    sandboxee.stdin?.end('line\n')
     t.like(await sandboxee.result, { status: 'exited', exitCode: 0 })
     return uid
   }

@@ -156,7 +156,15 @@ impl Client {
                 sent
             }
         };
-        sent.map_err(hints::advise)?;
+        if let Err(failure) = sent {
+            // Who should have had it went with the fork server, whose end was not looked at yet.
+            if matches!(failure.errno, Errno::EPIPE | Errno::ECONNRESET) && !self.control_is_open() {
+                self.dying.get_or_insert_with(|| gone("the fork server died"));
+                self.reactor.wake();
+                return Ok(());
+            }
+            return Err(hints::advise(failure));
+        }
         if network == NetworkNeed::Own {
             self.tend_networks();
         }
