@@ -129,6 +129,11 @@ fn is_as_new(all: &mut BTreeMap<u64, Known>, namespace: &OwnedFd) -> bool {
     same
 }
 
+/// A read of fewer bytes than this reached the end: the kernel fills a page with whole records, of which none of these files
+/// has any of 500 bytes, or gives all of a file that it makes in one piece (fs/seq_file.c). To ask for the end would have it
+/// make all of that once more.
+const LAST_READ: usize = 4096 - 500;
+
 /// What the files show, one after the other.
 fn traces(files: &[File]) -> std::io::Result<Vec<u8>> {
     let mut all = vec![0; 32 * 1024];
@@ -139,9 +144,10 @@ fn traces(files: &[File]) -> std::io::Result<Vec<u8>> {
             if all.len() - length < 4096 {
                 all.resize(all.len() * 2, 0);
             }
-            match file.read_at(&mut all[length..], (length - start) as u64)? {
-                0 => break,
-                read => length += read,
+            let read = file.read_at(&mut all[length..], (length - start) as u64)?;
+            length += read;
+            if read < LAST_READ {
+                break;
             }
         }
     }
