@@ -17,6 +17,8 @@ export declare class NativePolicy {
   get hash(): string
   /** Makes it concrete on this host, unless that was done and still holds. `null`: it is. */
   resolve(): NativeFailure | null
+  /** The same beside the event loop, which it would block for some milliseconds: it reads ELF files and directories. */
+  prepare(): Promise<NativeFailure | null>
 }
 
 /** One fork server. Its events are handed to the function that the constructor takes, once for each wake-up. */

@@ -4,7 +4,7 @@ import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
 import * as z from 'zod'
 
 import { describeIssues, NestboxError, RequestError } from './errors.ts'
-import { sandboxContext, type Warmth } from './launch/context.ts'
+import { type LaunchContext, sandboxContext, type Warmth } from './launch/context.ts'
 import type { Flight } from './launch/flight.ts'
 import type { AnyResult } from './launch/result.ts'
 import type { Launcher } from './launch/types.ts'
@@ -83,6 +83,7 @@ class RunningSandbox implements SandboxType {
   #closed = false
   #idle: (() => void)[] = []
   readonly #warmth: Warmth
+  readonly #context: LaunchContext
 
   constructor(policy: Policy, server: RunningForkServer, options: CheckedOptions) {
     this.policy = policy
@@ -105,6 +106,7 @@ class RunningSandbox implements SandboxType {
     const idle = warmIdle ?? (warm === undefined ? DEFAULT_WARM_IDLE : Infinity)
     this.#warmth = { count: warm ?? 1, idle: Number.isFinite(idle) ? idle : undefined }
     const context = sandboxContext(policy, this.#warmth)
+    this.#context = context
     const launcher = makeLauncher(() => context, gate)
     this.run = launcher.run
     this.spawn = launcher.spawn
@@ -115,6 +117,7 @@ class RunningSandbox implements SandboxType {
     try {
       const connection = this.#server.connection()
       const policy = nativePolicy(this.policy)
+      await this.#context.prepared()
       await (warm > 0 ? connection.warm(policy, warm, this.#warmth.idle) : connection.prepare(policy))
     } catch {
       // The launch meets the same obstacle, or it is gone by then.

@@ -24,6 +24,8 @@ export interface LaunchContext {
   readonly isolated: boolean
   /** The core's policy; made on first use. */
   native(): NativePolicy | undefined
+  /** Settles when the policy was looked up on this host for the first time; undefined if it was. */
+  prepared(): Promise<unknown> | undefined
   readonly limits: LimitsJSON
   readonly mountPoints: ReadonlySet<string>
   /** The working directory of launches that name none. */
@@ -69,9 +71,20 @@ export const sandboxContext = (policy: Policy, warmth: Warmth = NO_WARMTH): Laun
   const mountPoints = new Set<string>()
   for (const mount of policy.mounts) if (mount.type === 'mountPoint') mountPoints.add(mount.path)
   const cwd = policy.base === 'host-system' ? '/tmp' : '/'
+  let preparing: Promise<unknown> | undefined
+  let prepared = false
   return {
     isolated: true,
     native: () => nativePolicy(policy),
+    prepared: () => {
+      if (prepared) return undefined
+      // What goes wrong is found again, and reported, by the launch.
+      return (preparing ??= nativePolicy(policy)
+        .prepare()
+        .finally(() => {
+          prepared = true
+        }))
+    },
     limits: policy.limits,
     mountPoints,
     cwd: () => cwd,
@@ -112,6 +125,7 @@ const NO_LIMITS: LimitsJSON = Object.freeze({
 export const unsandboxedContext: LaunchContext = Object.freeze({
   isolated: false,
   native: () => undefined,
+  prepared: () => undefined,
   limits: NO_LIMITS,
   mountPoints: new Set<string>(),
   cwd: () => process.cwd(),

@@ -102,8 +102,9 @@ export class Flight implements Listener {
     try {
       if (context.unmet !== undefined) throw context.unmet
       const connection = connect()
-      if (late.length === 0) this.#launch(connection, this.request.message)
-      else this.#openAndLaunch(connection).catch((error: unknown) => this.turnAway(asError(error)))
+      const prepared = context.prepared()
+      if (late.length === 0 && prepared === undefined) this.#launch(connection, this.request.message)
+      else this.#openAndLaunch(connection, prepared).catch((error: unknown) => this.turnAway(asError(error)))
     } catch (error) {
       this.turnAway(asError(error))
     }
@@ -129,7 +130,8 @@ export class Flight implements Listener {
 
   // ---- launching --------------------------------------------------------------------------------------------------------
 
-  async #openAndLaunch(connection: Connection): Promise<void> {
+  async #openAndLaunch(connection: Connection, prepared: Promise<unknown> | undefined): Promise<void> {
+    await prepared
     const message = { ...this.request.message }
     for (const { targets, source } of this.request.late) {
       // One after the other, so that what was opened is known if the next one fails.

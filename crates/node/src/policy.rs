@@ -1,6 +1,9 @@
 //! Policies and mount trees as JavaScript values.
 
-use napi::{Error, Result, Status};
+use std::sync::Arc;
+
+use napi::bindgen_prelude::AsyncTask;
+use napi::{Env, Error, Result, Status, Task};
 use napi_derive::napi;
 use nestbox_client::{Issue, PolicyHandle};
 
@@ -11,7 +14,24 @@ use crate::fork::{NativeTreeEntry, nodes};
 #[napi]
 #[derive(Debug)]
 pub struct NativePolicy {
-    pub(crate) handle: PolicyHandle,
+    pub(crate) handle: Arc<PolicyHandle>,
+}
+
+/// Resolving a policy on a thread of libuv's pool.
+#[derive(Debug)]
+pub struct Resolving(Arc<PolicyHandle>);
+
+impl Task for Resolving {
+    type Output = Option<NativeFailure>;
+    type JsValue = Option<NativeFailure>;
+
+    fn compute(&mut self) -> Result<Self::Output> {
+        Ok(self.0.resolve().err().map(NativeFailure::from))
+    }
+
+    fn resolve(&mut self, _: Env, failure: Self::Output) -> Result<Self::JsValue> {
+        Ok(failure)
+    }
 }
 
 #[napi]
@@ -20,7 +40,7 @@ impl NativePolicy {
     #[napi(constructor, catch_unwind)]
     pub fn new(json: String) -> Result<Self> {
         let handle = PolicyHandle::parse(&json).map_err(|message| Error::new(Status::InvalidArg, message))?;
-        Ok(Self { handle })
+        Ok(Self { handle: Arc::new(handle) })
     }
 
     /// Hash of what the policy says on this host, in hexadecimal. Throws what `resolve` would return.
@@ -33,6 +53,12 @@ impl NativePolicy {
     #[napi(catch_unwind)]
     pub fn resolve(&self) -> Option<NativeFailure> {
         self.handle.resolve().err().map(NativeFailure::from)
+    }
+
+    /// The same beside the event loop, which it would block for some milliseconds: it reads ELF files and directories.
+    #[napi(ts_return_type = "Promise<NativeFailure | null>")]
+    pub fn prepare(&self) -> AsyncTask<Resolving> {
+        AsyncTask::new(Resolving(Arc::clone(&self.handle)))
     }
 }
 

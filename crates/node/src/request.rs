@@ -174,7 +174,7 @@ impl<'a> NativeLaunch<'a> {
         let pairs = extras.extra_fds.as_deref().unwrap_or_default().chunks(2);
         let idle = numbers[WARM_IDLE];
         LaunchRequest {
-            policy: policy.map(|policy| &policy.handle),
+            policy: policy.map(|policy| &*policy.handle),
             file,
             args,
             envs: texts.collect(),
