@@ -7,7 +7,7 @@
 use std::os::fd::RawFd;
 
 use nestbox_policy::tree::{self, TreeEntry};
-use nestbox_policy::{Issue, UnixSockets, filter};
+use nestbox_policy::{Issue, filter};
 use nestbox_protocol::mount_node::Node;
 use nestbox_protocol::{
     DirectoryNode, FdRole, FileNode, ForkRequest, InitializationType, Mode, MonitorType, NetnsMode, Pivot,
@@ -180,7 +180,7 @@ impl ForkCall<'_> {
             uid: self.uid,
             gid: self.gid,
             filter: if self.mode() == Mode::ForkExecveSandbox {
-                filter::default(UnixSockets::Allow).to_vec()
+                filter::default_program().to_vec()
             } else {
                 Vec::new()
             },

@@ -195,14 +195,13 @@ impl Isolation {
         Self { namespaces: 0, network: "host", no_new_privs: false, filter: "unfiltered" };
 
     /// Of every nest of a plan.
-    pub(crate) fn of_plan(plan: &protocol::Plan) -> Self {
+    pub(crate) fn of_plan(plan: &protocol::Plan, filter: &'static str) -> Self {
         let all = NAMESPACES.iter().fold(0, |all, (flag, _)| all | *flag as u64);
         let (network, without) = match policy::network(plan) {
             protocol::Network::Host => ("host", libc::CLONE_NEWNET as u64),
             protocol::Network::SharedLoopback => ("shared-loopback", 0),
             protocol::Network::None | protocol::Network::Unspecified => ("none", 0),
         };
-        let filter = if plan.filter.is_empty() { "unfiltered" } else { "default" };
         Self { namespaces: all & !without, network, no_new_privs: true, filter }
     }
 }

@@ -23,7 +23,7 @@ const ROOM: usize = 256;
 const FIXED: usize = 26;
 
 const NETWORKS: [&str; 4] = ["none", "shared-loopback", "host", "zygote"];
-const FILTERS: [&str; 2] = ["unfiltered", "default"];
+const FILTERS: [&str; 4] = ["unfiltered", "default", "strict", "custom"];
 const LIMITS: [Option<Limit>; 5] =
     [None, Some(Limit::WallTime), Some(Limit::CpuTime), Some(Limit::FileSize), Some(Limit::Output)];
 

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 
-use crate::document::{Base, Dev, Encoding, MountEntry, Policy, Proc, Syscalls, UnixSockets};
+use crate::document::{Base, Dev, Encoding, MountEntry, Policy, Proc, UnixSockets};
+use crate::filter::{self, Preset, Syscalls};
 use crate::{Issue, host_system, path};
 
 /// Names below /dev that `dev: 'minimal'` makes and nobody else may.
@@ -231,9 +232,14 @@ fn check_scalars(policy: &Policy, issues: &mut Vec<Issue>) {
             issues.push(Issue::new(&["env", name], "The value must not contain a NUL byte"));
         }
     }
-    if policy.syscalls == Syscalls::Unfiltered && policy.unix_sockets == UnixSockets::None {
+    if policy.syscalls == Syscalls::Preset(Preset::Unfiltered) && policy.unix_sockets == UnixSockets::None {
         let message = "\"none\" is enforced by the syscall filter, and \"unfiltered\" is none: say \"allow\"";
         issues.push(Issue::new(&["unixSockets"], message));
+    }
+    if let Syscalls::Filter(filter) = &policy.syscalls {
+        issues.extend(
+            filter::check(filter, policy.unix_sockets).into_iter().map(|issue| issue.below("syscalls")),
+        );
     }
 }
 
@@ -420,7 +426,7 @@ pub(crate) mod tests {
             Limits { wall_time: Some(0), open_files: Some(2), disk: Some(u64::MAX), ..Limits::default() };
         let named = paths(&Policy { limits, ..empty() });
         assert_eq!(named, ["limits.wallTime", "limits.disk", "limits.openFiles"]);
-        let unfiltered = Policy { syscalls: Syscalls::Unfiltered, ..empty() };
+        let unfiltered = Policy { syscalls: Syscalls::Preset(Preset::Unfiltered), ..empty() };
         assert_eq!(paths(&unfiltered), ["unixSockets"]);
         assert_eq!(paths(&Policy { unix_sockets: UnixSockets::Allow, ..unfiltered }), [""; 0]);
     }

@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::filter::Syscalls;
+
 /// What a sandboxee may see and do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -188,16 +190,6 @@ pub enum UnixSockets {
     None,
     /// They can.
     Allow,
-}
-
-/// The syscall filter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Syscalls {
-    /// See [`crate::filter`].
-    Default,
-    /// No filter.
-    Unfiltered,
 }
 
 /// Limits; absent means none from us. Bytes and milliseconds.

@@ -15,6 +15,13 @@ impl Issue {
     pub(crate) fn new(path: &[&str], message: impl Into<String>) -> Self {
         Self { path: path.iter().map(|&key| key.to_owned()).collect(), message: message.into() }
     }
+
+    /// The same, of a part that is at `key`.
+    #[cfg(feature = "resolve")]
+    pub(crate) fn below(mut self, key: &str) -> Self {
+        self.path.insert(0, key.to_owned());
+        self
+    }
 }
 
 impl fmt::Display for Issue {

@@ -7,8 +7,9 @@
 //!
 //! Promises: nothing here creates, writes or runs anything; the same policy on the same host gives the same plan, byte
 //! for byte; nothing that `check` refuses is ever planned. Called by `crates/client`. The fork server uses only
-//! [`tree`], without default features.
+//! [`tree`] and [`bpf`], without default features.
 
+pub mod bpf;
 pub mod path;
 pub mod tree;
 
@@ -35,16 +36,20 @@ mod plan;
 mod resolve;
 #[cfg(feature = "resolve")]
 mod source;
+#[cfg(feature = "resolve")]
+pub mod syscalls;
 
 #[cfg(feature = "resolve")]
 pub use check::check;
 #[cfg(feature = "resolve")]
 pub use document::{
-    Base, Dev, Encoding, Limits, MountEntry, Network, Policy, PolicyError, Proc, Requirement, Syscalls,
-    UnixSockets, User,
+    Base, Dev, Encoding, Limits, MountEntry, Network, Policy, PolicyError, Proc, Requirement, UnixSockets,
+    User,
 };
 #[cfg(feature = "resolve")]
 pub use error::ResolveError;
+#[cfg(feature = "resolve")]
+pub use filter::Syscalls;
 #[cfg(feature = "resolve")]
 pub use hash::Hash;
 #[cfg(feature = "resolve")]

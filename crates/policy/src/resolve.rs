@@ -15,13 +15,14 @@ use nix::sys::stat::{FileStat, stat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 
 use crate::check::{PROC_SOURCE, check, decode};
-use crate::document::{Base, Dev, MountEntry, Network, Policy, Proc, Syscalls};
+use crate::document::{Base, Dev, MountEntry, Network, Policy, Proc};
 use crate::error::ResolveError;
+use crate::filter::{self, Program};
 use crate::hash::Hash;
 use crate::libraries;
 use crate::plan::{Entry, Layout, MountPoint, space};
 use crate::source::{Source, Sources, c_path};
-use crate::{filter, host_system, path};
+use crate::{host_system, path};
 
 /// The devices of `dev: 'minimal'`, all of them world-accessible and without a side effect.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
@@ -97,6 +98,8 @@ pub struct Resolved {
     pub mount_points: Vec<MountPoint>,
     /// Mount points of the file systems that are fresh per nest and writable.
     pub tmpfs_paths: Vec<String>,
+    /// What the plan's filter is called.
+    pub syscalls: &'static str,
     /// Limits of each launch; those of the plan.
     pub limits: Limits,
     /// Bytes on stdout and stderr together, which the host keeps.
@@ -156,17 +159,17 @@ impl Policy {
         let root_size = space(&steps.template)
             + if self.root_writable { self.limits.disk.unwrap_or(UNLIMITED) } else { ROOT_SPACE };
         let root_inodes = steps.template.len() as u64 + ROOT_INODES;
-        let plan = Plan {
+        let program = compile(self)?;
+        let bytes = |cookie| program.as_ref().map(|program| program.to_bytes(cookie)).unwrap_or_default();
+        let mut plan = Plan {
             template_mounts: steps.template,
             nest_mounts: steps.nest,
             hostname: self.hostname.clone(),
             network: network(self.network).into(),
             uid: self.user.uid,
             gid: self.user.gid,
-            filter: match self.syscalls {
-                Syscalls::Default => filter::default(self.unix_sockets).to_vec(),
-                Syscalls::Unfiltered => Vec::new(),
-            },
+            filter: bytes(0),
+            filter_listens: program.as_ref().is_some_and(Program::listens),
             root_writable: self.root_writable,
             root_size,
             // Of a writable root the size is the limit.
@@ -175,10 +178,15 @@ impl Policy {
             no_proc: self.proc == Proc::None,
             launch_cookie: 0,
         };
+        let (hash, template_key) = (Hash::of_content(&plan), Hash::of_identity(&plan));
+        // Not before: what is random is no part of what the policy says.
+        plan.launch_cookie = random()?;
+        plan.filter = bytes(plan.launch_cookie);
         Ok(Resolved {
-            hash: Hash::of_content(&plan),
-            template_key: Hash::of_identity(&plan),
+            hash,
+            template_key,
             plan: Arc::new(plan),
+            syscalls: self.syscalls.name(),
             skipped,
             mount_points: steps.mount_points,
             tmpfs_paths,
@@ -187,6 +195,26 @@ impl Policy {
             sources,
         })
     }
+}
+
+/// The policy's filter. That it can be compiled was checked.
+fn compile(policy: &Policy) -> Result<Option<Program>, ResolveError> {
+    let options = filter::Options { unix_sockets: policy.unix_sockets, launch: true };
+    filter::compile(&policy.syscalls, options).map_err(|error| {
+        ResolveError::new(Step::DecodeRequest, libc::E2BIG, "", "").detail(error.to_string())
+    })
+}
+
+/// A number that nobody guesses.
+fn random() -> Result<u64, ResolveError> {
+    let mut bytes = [0; 8];
+    // SAFETY: bytes of ours, as many as said. Below 256 they come all at once, or not at all.
+    let count = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), 0) };
+    if count != bytes.len() as isize {
+        let errno = nix::errno::Errno::last_raw();
+        return Err(ResolveError::new(Step::DecodeRequest, errno, "getrandom", ""));
+    }
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 fn network(network: Network) -> nestbox_protocol::Network {
@@ -419,6 +447,7 @@ mod tests {
     use crate::check::tests::{bind, file, mount_point, symlink, tmpfs};
     use crate::document::tests::{empty, host_system};
     use crate::document::{Encoding, UnixSockets, User};
+    use crate::filter::{Preset, Syscalls};
     use crate::plan::Stage;
     use crate::plan::tests::rehearse;
     use nestbox_protocol::{Mount, mount::Kind};
@@ -460,7 +489,8 @@ mod tests {
         assert_eq!(resolved.plan.template_mounts, []);
         assert_eq!(resolved.plan.nest_mounts, []);
         assert!(resolved.plan.no_proc);
-        assert_eq!(resolved.plan.filter, filter::default(UnixSockets::None));
+        assert!(!resolved.plan.filter.is_empty() && !resolved.plan.filter_listens);
+        assert_eq!(resolved.syscalls, "default");
         assert_eq!(resolved.plan.limits.and_then(|limits| limits.wall_time), Some(60_000));
         assert_eq!(resolved.output_limit, Some(10 << 20));
         assert_eq!(resolved.sources().count(), 0);
@@ -469,8 +499,21 @@ mod tests {
 
     #[test]
     fn unfiltered_has_no_filter() {
-        let policy = Policy { syscalls: Syscalls::Unfiltered, unix_sockets: UnixSockets::Allow, ..empty() };
+        let syscalls = Syscalls::Preset(Preset::Unfiltered);
+        let policy = Policy { syscalls, unix_sockets: UnixSockets::Allow, ..empty() };
         assert_eq!(resolve(&policy).expect("resolves").plan.filter, b"");
+    }
+
+    /// Two plans of one policy have one identity, and each a secret of its own.
+    #[test]
+    fn a_cookie_is_no_part_of_the_hash() {
+        let policy = Policy { syscalls: Syscalls::Preset(Preset::Strict), ..empty() };
+        let (one, other) = (resolve(&policy).expect("resolves"), resolve(&policy).expect("resolves"));
+        assert_eq!((one.hash, one.template_key), (other.hash, other.template_key));
+        assert_ne!(one.plan.launch_cookie, other.plan.launch_cookie);
+        assert_ne!(one.plan.filter, other.plan.filter);
+        assert!(one.plan.filter_listens);
+        assert_ne!(one.hash, resolve(&empty()).expect("resolves").hash);
     }
 
     #[test]
@@ -838,7 +881,8 @@ mod tests {
                     prop_assert!(accepted);
                     rehearse(&resolved.plan.template_mounts, &resolved.plan.nest_mounts);
                     let again = resolve(&policy).expect("resolves");
-                    prop_assert_eq!(&again.plan, &resolved.plan);
+                    prop_assert_eq!(&again.plan.template_mounts, &resolved.plan.template_mounts);
+                    prop_assert_eq!(&again.plan.nest_mounts, &resolved.plan.nest_mounts);
                     prop_assert_eq!(again.hash, resolved.hash);
                     prop_assert_eq!(again.template_key, resolved.template_key);
                     prop_assert!(resolved.is_current());

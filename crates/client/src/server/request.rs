@@ -72,7 +72,7 @@ impl Client {
             ids,
             binds,
             network: NetworkNeed::of_plan(&resolved.plan),
-            isolation: Isolation::of_plan(&resolved.plan),
+            isolation: Isolation::of_plan(&resolved.plan, resolved.syscalls),
             resolved: Some(Arc::clone(resolved)),
             pid_from_sender: true,
             ..Draft::new(Route::Template(template))
