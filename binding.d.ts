@@ -56,6 +56,9 @@ export declare function checkMountTree(entries: Array<NativeTreeEntry>): Array<N
 /** What is wrong with the JSON of a policy; nothing of the host is looked at. */
 export declare function checkPolicy(json: string): Array<NativeIssue>
 
+/** What is wrong with the JSON of a syscall filter. */
+export declare function checkSyscallFilter(json: string): Array<NativeIssue>
+
 /** A host path on a mount point. */
 export interface NativeBind {
   path: string
@@ -237,3 +240,6 @@ export interface ServerOptions {
   maxTemplates?: number
   networkPool?: number
 }
+
+/** The JSON of a preset's filter. */
+export declare function syscallPreset(name: string): string

@@ -773,9 +773,11 @@ if (
   }
 }
 
-const { NativePolicy, Server, checkMountTree, checkPolicy } = nativeBinding
+const { NativePolicy, Server, checkMountTree, checkPolicy, checkSyscallFilter, syscallPreset } = nativeBinding
 export { NativePolicy }
 export { Server }
 export { checkMountTree }
 export { checkPolicy }
+export { checkSyscallFilter }
+export { syscallPreset }
 export const __napiBindingTarget = __napiLoadedBindingTarget

@@ -5,6 +5,7 @@ export { run, unsandboxed } from './lib/shared.ts'
 export { Sandbox } from './lib/sandbox.ts'
 export { ForkServer } from './lib/server.ts'
 export { policy } from './lib/policy/policy.ts'
+export { syscallFilter } from './lib/syscalls/filter.ts'
 export {
   AbortError,
   ExecError,
@@ -39,6 +40,17 @@ export type {
   TmpfsOptions,
   UnixSockets,
 } from './lib/policy/types.ts'
+export type {
+  ArgumentCondition,
+  CpuFences,
+  DefaultAction,
+  ErrnoName,
+  SyscallAction,
+  SyscallFilter,
+  SyscallFilterJSON,
+  SyscallPreset,
+  SyscallRuleJSON,
+} from './lib/syscalls/types.ts'
 export type {
   CommonResult,
   Isolation,

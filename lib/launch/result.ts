@@ -4,7 +4,7 @@ import { constants } from 'node:os'
 import type { NativeEnded } from '#binding'
 
 import { ProcessError } from '../errors.ts'
-import type { LimitName, LimitsJSON, Network, Syscalls } from '../policy/types.ts'
+import type { LimitName, LimitsJSON, Network } from '../policy/types.ts'
 import { signalName } from '../signals.ts'
 import type { LaunchRequest } from './request.ts'
 import type { CommonResult, Isolation, LaunchOptions, OutputFailure, ResourceUsage, Result, Timings } from './types.ts'
@@ -280,7 +280,7 @@ export const resourceUsage = (ended: NativeEnded): ResourceUsage => ({
 const isolation = (request: LaunchRequest, ended: NativeEnded): Isolation => ({
   namespaces: ended.namespaces,
   network: ended.network as Network,
-  syscalls: ended.filter as Syscalls,
+  syscalls: ended.filter as Isolation['syscalls'],
   noNewPrivs: ended.noNewPrivs,
   capabilities: request.context.isolated ? 'none' : 'inherited',
   limits: limitsInForce(request.limits),

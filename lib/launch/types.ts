@@ -4,7 +4,8 @@
 import type { FileHandle } from 'node:fs/promises'
 import type { Duplex, Readable, Writable } from 'node:stream'
 
-import type { LimitName, Limits, Network, Size, Syscalls } from '../policy/types.ts'
+import type { LimitName, Limits, Network, Size } from '../policy/types.ts'
+import type { SyscallPreset } from '../syscalls/types.ts'
 
 // ---- options --------------------------------------------------------------------------------------------------------
 
@@ -252,7 +253,8 @@ export interface Isolation {
   /** The namespaces that were the nest's own: `'user'`, `'mnt'`, `'pid'`, `'ipc'`, `'uts'`, `'net'`, `'cgroup'`. */
   readonly namespaces: readonly string[]
   readonly network: Network
-  readonly syscalls: Syscalls
+  /** The filter; `'custom'`: one of the policy's own. */
+  readonly syscalls: SyscallPreset | 'custom'
   readonly noNewPrivs: boolean
   /** `'none'`: all five sets are empty. */
   readonly capabilities: 'none' | 'inherited'

@@ -9,6 +9,10 @@ import type * as z from 'zod'
 
 import { native } from '../binding.ts'
 import { describeIssues, fromFailure, fromNativeIssues, type Issue, PolicyError } from '../errors.ts'
+import { deepFreeze } from '../freeze.ts'
+import { toFilterJSON } from '../syscalls/filter.ts'
+import { SyscallsSchema } from '../syscalls/schema.ts'
+import type { SyscallFilter } from '../syscalls/types.ts'
 import { check, type Invalid } from '../validate.ts'
 import {
   BaseSchema,
@@ -26,7 +30,6 @@ import {
   ProcSchema,
   RequirementSchema,
   SymlinkCall,
-  SyscallsSchema,
   TmpfsCall,
   UnixSocketsSchema,
 } from './schema.ts'
@@ -101,13 +104,6 @@ const finish = (json: PolicyJSON): Policy => {
   Object.defineProperty(policy, 'toJSON', { value: () => json })
   finished.add(deepFreeze(policy))
   return policy as Policy
-}
-
-const deepFreeze = <T extends object>(value: T): T => {
-  for (const item of Object.values(value)) {
-    if (typeof item === 'object' && item !== null && !Object.isFrozen(item)) deepFreeze(item as object)
-  }
-  return Object.freeze(value)
 }
 
 /** The policy that a caller means: a finished one as it is, a builder's, anything else parsed. */
@@ -251,8 +247,8 @@ class Builder implements PolicyBuilder {
     return this.#scalar('unixSockets', UnixSocketsSchema, sockets)
   }
 
-  syscalls(filter: Syscalls): PolicyBuilder {
-    return this.#scalar('syscalls', SyscallsSchema, filter)
+  syscalls(filter: Syscalls | SyscallFilter): PolicyBuilder {
+    return this.#scalar('syscalls', SyscallsSchema, toFilterJSON(filter))
   }
 
   limits(limits: Limits): PolicyBuilder {

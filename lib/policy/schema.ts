@@ -16,6 +16,7 @@ import {
   sizeSchema,
   type Tied,
 } from '../validate.ts'
+import { SyscallsSchema } from '../syscalls/schema.ts'
 import type { BindOptions, FileOptions, Ids, Limits, MountPointOptions, PolicyJSON, TmpfsOptions } from './types.ts'
 
 // ---- the builder's calls -------------------------------------------------------------------------------------------------
@@ -62,7 +63,6 @@ export const NetworkSchema = z.enum(
   'The network must be "none", "shared-loopback" or "host"',
 )
 export const UnixSocketsSchema = z.enum(['none', 'allow'], 'It must be "none" or "allow"')
-export const SyscallsSchema = z.enum(['default', 'unfiltered'], 'The filter must be "default" or "unfiltered"')
 export const RequirementSchema = z.enum(['landlock'], 'The only protection that can be required is "landlock"')
 
 export const LimitsSchema = z.strictObject({

@@ -1,6 +1,8 @@
 // The types of a policy: what a sandboxee may see and do. Written by hand, because they are the documentation; the
 // schemas in `./schema.ts` are tied to them at compile time.
 
+import type { SyscallFilter, SyscallFilterJSON, SyscallPreset } from '../syscalls/types.ts'
+
 declare const policyBrand: unique symbol
 
 /** A number of bytes, as a number or with a unit: `67108864` or `'64MiB'`. */
@@ -162,8 +164,12 @@ export type Network = 'none' | 'shared-loopback' | 'host'
 /** Whether the program may make unix sockets, and so connect to one that a bind shows. */
 export type UnixSockets = 'none' | 'allow'
 
-/** The syscall filter: `'default'` lets ordinary programs run; `'unfiltered'` is no filter. */
-export type Syscalls = 'default' | 'unfiltered'
+/**
+ * The syscall filter: a preset, or one of the policy's own. `'default'`: everything that ordinary programs need, and none of
+ * the kernel's dangerous corners. `'strict'`: computation on what is open already; a statically linked program starts under
+ * it, a dynamically linked one needs `syscallFilter().allowDynamicStartup().preset('strict')`. `'unfiltered'`: no filter.
+ */
+export type Syscalls = SyscallPreset | SyscallFilterJSON
 
 /** A protection that a policy can insist on. */
 export type Requirement = 'landlock'
@@ -295,8 +301,12 @@ export interface PolicyBuilder {
    * @defaultValue `'none'`; `'allow'` with `.syscalls('unfiltered')`, which has nothing to enforce it with
    */
   unixSockets(sockets: UnixSockets): PolicyBuilder
-  /** @defaultValue `'default'` */
-  syscalls(filter: Syscalls): PolicyBuilder
+  /**
+   * Which system calls the program may make: a preset, or what `syscallFilter()` builds.
+   *
+   * @defaultValue `'default'`
+   */
+  syscalls(filter: Syscalls | SyscallFilter): PolicyBuilder
   /** Sets limits, over the defaults; merged by key. A launch may only tighten them. */
   limits(limits: Limits): PolicyBuilder
   /**

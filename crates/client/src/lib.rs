@@ -45,6 +45,6 @@ pub use nestbox_policy::Issue;
 pub use nestbox_protocol::{LaunchFile, Limits, Step};
 pub use nests::Warm;
 pub use outputs::{Output, OutputRequest};
-pub use policy::{PolicyHandle, check_policy};
+pub use policy::{PolicyHandle, check_policy, check_syscall_filter, syscall_preset};
 pub use server::{Client, Options, Stats};
 pub use stdio::{COMMS_FD, Comms, Extra, Fds, Returned, Stdio};

@@ -10,7 +10,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use nestbox_policy::{Issue, MountPointKinds, Policy, ResolveError, Resolved, path};
+use nestbox_policy::filter::{self, Filter, Preset};
+use nestbox_policy::{Issue, MountPointKinds, Policy, ResolveError, Resolved, UnixSockets, path};
 use nestbox_protocol::mount::Kind;
 use nestbox_protocol::{self as protocol, Bind, LaunchFile, Mount, Step};
 use nestbox_sys::Errno;
@@ -43,6 +44,21 @@ pub fn check_policy(json: &str) -> Vec<Issue> {
         Ok(policy) => nestbox_policy::check(&policy),
         Err(error) => vec![Issue { path: Vec::new(), message: error.to_string() }],
     }
+}
+
+/// What is wrong with the JSON of a syscall filter by itself.
+#[must_use]
+pub fn check_syscall_filter(json: &str) -> Vec<Issue> {
+    match Filter::parse(json) {
+        Ok(found) => filter::check(&found, UnixSockets::Allow),
+        Err(error) => vec![Issue { path: Vec::new(), message: error.to_string() }],
+    }
+}
+
+/// The JSON of a preset's filter. None: there is no such preset, or it is no filter.
+#[must_use]
+pub fn syscall_preset(name: &str) -> Option<String> {
+    filter::preset(Preset::named(name)?)?.to_json().ok()
 }
 
 impl PolicyHandle {
@@ -282,6 +298,9 @@ pub(crate) mod tests {
 
     #[test]
     fn malformed_policies_are_issues() {
+        assert_eq!(check_syscall_filter("{").len(), 1);
+        assert_eq!(check_syscall_filter(&syscall_preset("strict").expect("is one")), []);
+        assert_eq!((syscall_preset("unfiltered"), syscall_preset("lenient")), (None, None));
         assert_eq!(check_policy("{").len(), 1);
         assert!(check_policy(&json(&[])).is_empty());
     }

@@ -82,6 +82,19 @@ pub fn check_policy(json: String) -> Vec<NativeIssue> {
     nestbox_client::check_policy(&json).into_iter().map(NativeIssue::from).collect()
 }
 
+/// What is wrong with the JSON of a syscall filter.
+#[napi(catch_unwind)]
+pub fn check_syscall_filter(json: String) -> Vec<NativeIssue> {
+    nestbox_client::check_syscall_filter(&json).into_iter().map(NativeIssue::from).collect()
+}
+
+/// The JSON of a preset's filter.
+#[napi(catch_unwind)]
+pub fn syscall_preset(name: String) -> Result<String> {
+    nestbox_client::syscall_preset(&name)
+        .ok_or_else(|| Error::new(Status::InvalidArg, format!("{name:?} is no filter")))
+}
+
 /// What is wrong with a mount tree, by the rules of sandbox2.
 #[napi(catch_unwind)]
 pub fn check_mount_tree(entries: Vec<NativeTreeEntry>) -> Vec<NativeIssue> {

@@ -6,6 +6,8 @@
 use nix::errno::Errno;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+use crate::PolicyError;
+
 /// A filter of a policy's own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -14,6 +16,18 @@ pub struct Filter {
     pub rules: Vec<Rule>,
     /// What becomes of a call that none matches.
     pub otherwise: Action,
+}
+
+impl Filter {
+    /// Reads the published form. Says nothing yet about whether it makes sense: see [`super::check()`].
+    pub fn parse(json: &str) -> Result<Self, PolicyError> {
+        Ok(serde_json::from_str(json)?)
+    }
+
+    /// The published form.
+    pub fn to_json(&self) -> Result<String, PolicyError> {
+        Ok(serde_json::to_string(self)?)
+    }
 }
 
 /// What becomes of some calls.
@@ -276,14 +290,30 @@ pub enum Preset {
     Unfiltered,
 }
 
+impl Preset {
+    /// The preset of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Default, Self::Strict, Self::Unfiltered].into_iter().find(|preset| preset.name() == name)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Strict => "strict",
+            Self::Unfiltered => "unfiltered",
+        }
+    }
+}
+
 impl Syscalls {
     /// The name under which results list what was enforced.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Preset(Preset::Default) => "default",
-            Self::Preset(Preset::Strict) => "strict",
-            Self::Preset(Preset::Unfiltered) => "unfiltered",
+            Self::Preset(preset) => preset.name(),
             Self::Filter(_) => "custom",
         }
     }
