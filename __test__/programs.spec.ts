@@ -1,10 +1,10 @@
 // What people run: it works under the default policy, filter and limits, without being told anything.
 
-import { existsSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 
 import test from 'ava'
 
-import { policy, run, Sandbox } from '../index.ts'
+import { policy, run, Sandbox, syscallFilter } from '../index.ts'
 import { sh } from './inside.ts'
 
 /** A program of the host's system directories, which are all that a sandbox sees. */
@@ -116,6 +116,37 @@ new Worker("require('node:worker_threads').parentPort.postMessage('worker')", { 
   t.is(result.stdout, 'child\nfile\nworker\nhttp')
 })
 
+const JAVA = `
+public class Main {
+  public static void main(String[] args) throws Exception {
+    Thread thread = new Thread(() -> System.out.println("thread"));
+    thread.start();
+    thread.join();
+    Process process = new ProcessBuilder("echo", "sub").start();
+    System.out.println(new String(process.getInputStream().readAllBytes()).trim());
+    try (var server = new java.net.ServerSocket(0, 1, java.net.InetAddress.getLoopbackAddress());
+         var client = new java.net.Socket(server.getInetAddress(), server.getLocalPort())) {
+      System.out.println(client.isConnected());
+    }
+  }
+}
+`
+
+needs('javac')('java: compile and run, threads, subprocesses, sockets', async (t) => {
+  // Debian's has its settings in /etc, where a JVM looks by a symlink of its own.
+  const settings = readdirSync('/etc').filter((name) => name.startsWith('java'))
+  const base = policy('host-system')
+  const sandbox = await Sandbox.create(settings.reduce((all, name) => all.bind(`/etc/${name}`), base))
+  const result = await sandbox.run('java', ['/tmp/Main.java'], { files: { '/tmp/Main.java': JAVA } })
+  t.is(result.stderr, '')
+  t.is(result.stdout, 'thread\nsub\ntrue')
+})
+
+needs('busybox')('busybox: a shell of its own, jobs and pipes', async (t) => {
+  const script = 'echo a | busybox tr a b; (busybox sleep 0.01 & wait); busybox seq 3 | busybox tail -1'
+  t.is((await run('busybox', ['sh', '-c', script])).stdout, 'b\n3')
+})
+
 needs('perl')('perl', async (t) => {
   t.is(
     (await run('perl', ['-e', 'print join(",", map { $_ ** 2 } 1..4), "\\n"; print `echo sub`'])).stdout,
@@ -132,4 +163,41 @@ needs('make')('make, with jobs', async (t) => {
 needs('bash')('bash: process substitution, here documents, job control', async (t) => {
   const script = 'diff <(seq 3) <(seq 4) | tail -1; cat <<< here; sleep 0.01 & wait $!; echo $?; printf "%s" {a..e}'
   t.is((await run('bash', ['-c', script])).stdout, '> 4\nhere\n0\nabcde')
+})
+
+/** Programs with what they do, each of another kind. */
+const PROGRAMS: readonly (readonly [string, ...string[]])[] = [
+  [
+    'sh',
+    '-c',
+    'seq 100 | grep 7 | sort -rn | head -1; mkdir /tmp/a; cp -a /bin/sh /tmp/a; df . ; ls -la /tmp; rm -r /tmp/a',
+  ],
+  [
+    'python3',
+    '-c',
+    'import subprocess as s, threading as t; s.run("true"); x = t.Thread(target=print); x.start(); x.join()',
+  ],
+  [
+    'node',
+    '-e',
+    'new (require("worker_threads").Worker)("1", { eval: true }); require("child_process").execSync("true")',
+  ],
+  ['git', 'init', '-q', '/tmp/repo'],
+  ['gcc', '-O2', '-x', 'c', '-shared', '-o', '/tmp/empty.so', '/dev/null'],
+  ['java', '-version'],
+  ['perl', '-e', 'fork or exit; wait; print `true`'],
+  ['busybox', 'sh', '-c', 'busybox seq 3 | busybox tail -1'],
+]
+
+test('none of them makes a call that the default filter does not list', async (t) => {
+  const filter = syscallFilter().preset('default').otherwise('kill')
+  const sandbox = await Sandbox.create(policy('host-system').syscalls(filter).limits({ disk: '256MiB' }))
+  const installed = PROGRAMS.filter(([name]) => system(name))
+  t.true(installed.length > 1)
+  for (const [name, ...args] of installed) {
+    // One after the other: they are large.
+    // oxlint-disable-next-line no-await-in-loop
+    const result = await sandbox.run(name, args)
+    t.like(result, { status: 'exited', exitCode: 0 }, `${name}: ${result.stderr}`)
+  }
 })

@@ -43,7 +43,7 @@ const ALLOWED: &str = "
     brk mmap munmap mremap mprotect madvise msync mincore mlock mlock2 munlock mlockall munlockall membarrier
     get_mempolicy remap_file_pages pkey_alloc pkey_free pkey_mprotect map_shadow_stack mseal
 
-    clone fork vfork exit exit_group execve execveat wait4 waitid kill tkill tgkill pidfd_open pidfd_send_signal getpid
+    clone clone3 fork vfork exit exit_group execve execveat wait4 waitid kill tkill tgkill pidfd_open pidfd_send_signal getpid
     getppid gettid getpgid getpgrp setpgid getsid setsid set_tid_address set_robust_list get_robust_list rseq
     restart_syscall futex futex_waitv futex_wake futex_wait futex_requeue prctl arch_prctl personality unshare getrusage
     times sysinfo uname getcpu getrlimit setrlimit prlimit64 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending
