@@ -21,9 +21,12 @@ import {
   Sandbox,
   type Sandboxee,
   SpawnError,
+  type SyscallFilter,
+  syscallFilter,
   unsandboxed,
 } from '../index.ts'
 import { ForkClient, forkRequest, mountTree } from '../lib/sandbox2/index.ts'
+import { AF_UNIX, arg } from '../lib/syscalls/index.ts'
 
 /** `true` if the types are identical, `any` not being so to anything else. */
 // oxlint-disable-next-line typescript/no-unnecessary-type-parameters -- only generic functions are compared for identity
@@ -172,7 +175,12 @@ export const policies = async (): Promise<void> => {
     .env({ A: '1' })
     .network('none')
     .unixSockets('allow')
-    .syscalls('unfiltered')
+    .syscalls(
+      syscallFilter()
+        .allowRead()
+        .when('socket', [arg(0).eq(AF_UNIX)], 'allow')
+        .otherwise({ errno: 'EPERM' }),
+    )
     .limits({ wallTime: Infinity, disk: '1GiB' })
     .require('landlock')
   const built: Policy = builder.build()
@@ -187,6 +195,11 @@ export const policies = async (): Promise<void> => {
   await using sandbox = await Sandbox.create(parsed, { maxConcurrency: 4, maxQueue: Infinity, queueTimeout: 1000 })
   await using other: Sandbox = await Sandbox.create(builder)
   const p99: number = sandbox.stats().latency.setup.p99
+  const filter: SyscallFilter = syscallFilter().allowSystemMalloc().errno(['open', 'openat'], 'ENOENT').preset('strict')
+  // @ts-expect-error -- a filter denies by default
+  filter.otherwise('allow')
+  // @ts-expect-error -- conditions are made by arg()
+  filter.when('read', [{ arg: 0 }], 'allow')
   void [record, hash, forged, other.policy, p99]
 }
 

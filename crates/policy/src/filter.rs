@@ -109,12 +109,20 @@ pub fn compile(syscalls: &Syscalls, options: Options) -> Result<Option<Program>,
 
 fn compile_filter(filter: &Filter, options: Options) -> Result<Program, TooLong> {
     let verdicts = lower::lower(filter, options);
-    let assembled = assemble::assemble(&verdicts, &lower::Verdict::Act(filter.otherwise));
+    let assembled = assemble::assemble(&verdicts, &lower::Verdict::Act(of_unknown(filter)));
     let instructions = assembled.instructions.len();
     if instructions > bpf::INSTRUCTIONS_MAX {
         return Err(TooLong { instructions });
     }
     Ok(Program { instructions: assembled.instructions, cookie: assembled.cookie })
+}
+
+/// What becomes of numbers that aren't known: nobody can be asked to allow what nobody knows.
+fn of_unknown(filter: &Filter) -> Action {
+    match filter.otherwise {
+        Action::Ask | Action::Allow => Action::Report,
+        otherwise => otherwise,
+    }
 }
 
 /// The default preset, for launches that have no policy and no cookie: it lets their exec pass by itself.

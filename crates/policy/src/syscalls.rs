@@ -55,7 +55,6 @@ pub(crate) fn numbers() -> impl Iterator<Item = u32> {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
-    use std::fs;
 
     #[test]
     fn lists_each_name_and_number_once() {
@@ -98,7 +97,9 @@ mod tests {
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn agrees_with_the_headers() {
-        let Ok(header) = fs::read_to_string("/usr/include/x86_64-linux-gnu/asm/unistd_64.h") else { return };
+        let Ok(header) = std::fs::read_to_string("/usr/include/x86_64-linux-gnu/asm/unistd_64.h") else {
+            return;
+        };
         for line in header.lines() {
             let mut words = line.split_ascii_whitespace();
             let (Some("#define"), Some(name), Some(expected)) = (words.next(), words.next(), words.next())

@@ -32,7 +32,7 @@ pub(super) enum Check {
     Cookie,
 }
 
-/// Every number that is known here, with its verdict, in order. All others are the filter's `otherwise`.
+/// Every number that is known here, with its verdict, in order. For all others see [`super::of_unknown`].
 pub(super) fn lower(filter: &Filter, options: Options) -> BTreeMap<u32, Verdict> {
     let mut rules: BTreeMap<&str, Vec<&Rule>> = BTreeMap::new();
     for rule in &filter.rules {
