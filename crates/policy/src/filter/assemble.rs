@@ -299,3 +299,40 @@ struct Argument {
 fn split(value: u64) -> (u32, u32) {
     (value as u32, (value >> 32) as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Both targets of a branch at every distance around what a conditional jump reaches.
+    #[test]
+    fn branches_reach_any_distance() {
+        let distances: Vec<usize> = [0, 1, 2, 100].into_iter().chain(250..=260).chain(505..=512).collect();
+        for (&between, &after) in
+            distances.iter().flat_map(|one| distances.iter().map(move |other| (one, other)))
+        {
+            for swapped in [false, true] {
+                let mut assembler = Assembler::default();
+                assembler.push(statement(bpf::RETURN, 1));
+                let far = assembler.last();
+                assembler.reversed.extend(vec![statement(bpf::RETURN, 3); between]);
+                assembler.push(statement(bpf::RETURN, 2));
+                let near = assembler.last();
+                assembler.reversed.extend(vec![statement(bpf::RETURN, 3); after]);
+                let (holds, fails) = if swapped { (near, far) } else { (far, near) };
+                assembler.branch(bpf::JUMP_EQUAL, 6, holds, fails);
+                // Once more, so that it may use the relays of the first.
+                let next = assembler.last();
+                assembler.branch(bpf::JUMP_EQUAL, 5, holds, next);
+                assembler.push(statement(bpf::LOAD, bpf::NUMBER_AT));
+                let program: Vec<u8> =
+                    assembler.reversed.iter().rev().flat_map(|instruction| instruction.to_bytes()).collect();
+                let (yes, no) = if swapped { (2, 1) } else { (1, 2) };
+                for (number, expected) in [(5, yes), (6, yes), (7, no)] {
+                    let call = bpf::Call { number, ..bpf::Call::default() };
+                    assert_eq!(bpf::evaluate(&program, &call), Some(expected), "{between} {after} {swapped}");
+                }
+            }
+        }
+    }
+}

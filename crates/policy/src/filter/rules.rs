@@ -1,7 +1,7 @@
 //! A syscall filter as data: the published form, which is what TypeScript's `syscallFilter()` makes.
 //!
 //! Rules in order, of which the first that matches decides, and what happens if none does. Only its shape is known here;
-//! what makes sense is [`super::check`]'s, and what it means [`super::lower`]'s.
+//! what makes sense is [`super::check()`]'s, and what it means [`super::lower`]'s.
 
 use nix::errno::Errno;
 use serde::{Deserialize, Deserializer, Serialize, de};

@@ -1,0 +1,107 @@
+//! What holds on top of every filter.
+
+use super::*;
+
+/// 0x40000000 marks a call of the x32 ABI, which has another set of checks in the kernel.
+#[test]
+fn knows_no_x32() {
+    for number in 0..1024_u32 {
+        assert_eq!(run(&program(default_filter(), LAUNCH), 0x4000_0000 | number, [COOKIE; 6]), ENOSYS);
+    }
+}
+
+#[test]
+fn kills_other_architectures() {
+    let program = program(default_filter(), LAUNCH);
+    // i386, arm, riscv64, ppc64le, and each of ours with a flipped bit.
+    let flipped = (0..32).map(|bit| ARCHITECTURE ^ (1 << bit));
+    for architecture in [0x4000_0003, 0x4000_0028, 0xc000_00f3, 0xc000_0015, 0].into_iter().chain(flipped) {
+        for number in 0..512 {
+            let call = Call { number, architecture, arguments: [COOKIE; 6], ..Call::default() };
+            assert_eq!(evaluate(&program, &call), Some(KILL_PROCESS), "{architecture:#x}");
+        }
+    }
+}
+
+#[test]
+fn lets_the_launch_pass_by_its_cookie_alone() {
+    let filter = Filter { rules: Vec::new(), otherwise: Action::Kill };
+    let (with, without) = (program(&filter, LAUNCH), program(&filter, PLAIN));
+    for number in tried() {
+        let own = syscalls::name(number).is_some_and(|name| LAUNCH_CALLS.contains(&name));
+        let expected = if own { ALLOW } else { KILL_PROCESS };
+        assert_eq!(run(&with, number, [1, 2, 3, 4, 5, COOKIE]), expected, "{number}");
+        for bit in 0..64 {
+            assert_eq!(run(&with, number, [1, 2, 3, 4, 5, COOKIE ^ (1 << bit)]), KILL_PROCESS, "{number}");
+        }
+        assert_eq!(run(&with, number, [COOKIE, COOKIE, COOKIE, COOKIE, COOKIE, 0]), KILL_PROCESS);
+        for cookie in [COOKIE, 0] {
+            assert_eq!(run(&without, number, [0, 0, 0, 0, 0, cookie]), KILL_PROCESS, "{number}");
+        }
+    }
+}
+
+/// The kernel keeps no record of calls whose verdict depends on arguments: those that any policy allows must not.
+#[test]
+fn looks_at_no_argument_without_need() {
+    for (name, verdict) in lower(default_filter(), LAUNCH) {
+        let examined = matches!(verdict, Verdict::Examine(..));
+        let name = syscalls::name(name).expect("is known");
+        assert_eq!(examined, careful::careful(name).is_some() && name != "clone3", "{name}");
+    }
+}
+
+#[test]
+fn refuses_unix_sockets_whatever_the_filter_says() {
+    let unix = libc::AF_UNIX as u64;
+    let socket = |when: Vec<Condition>, action| Rule {
+        syscalls: vec!["socket".into(), "socketpair".into()],
+        when,
+        action,
+    };
+    let family = |width, test| vec![Condition { argument: 0, width, test }];
+    for when in [
+        Vec::new(),
+        family(Width::Low, Test::Equal(unix)),
+        family(Width::Whole, Test::Equal(unix)),
+        family(Width::Low, Test::OneOf(vec![unix, 2])),
+        family(Width::Low, Test::NotEqual(2)),
+        family(Width::Whole, Test::AtMost(40)),
+    ] {
+        for action in [Action::Allow, Action::Ask] {
+            let filter = Filter { rules: vec![socket(when.clone(), action)], otherwise: Action::Kill };
+            let program = program(&filter, LAUNCH);
+            assert_eq!(run(&program, number("socket"), six(&[unix, 1])), EACCES, "{when:?}");
+            assert_eq!(run(&program, number("socketpair"), six(&[unix, 2])), EACCES, "{when:?}");
+            assert_eq!(
+                run(&program, number("socketpair"), six(&[unix, 1])),
+                assemble::returned(action),
+                "{when:?}"
+            );
+        }
+    }
+    // What isn't allowed anyway stays what it is.
+    let filter = Filter { rules: vec![socket(Vec::new(), Action::Report)], otherwise: Action::Kill };
+    assert_eq!(run(&program(&filter, LAUNCH), number("socket"), six(&[unix, 1])), REPORT);
+    let rules =
+        vec![Rule { syscalls: vec!["io_uring_setup".into()], when: Vec::new(), action: Action::Allow }];
+    let filter = Filter { rules, otherwise: Action::Kill };
+    assert_eq!(check(&filter, UnixSockets::None).len(), 1);
+    assert_eq!(check(&filter, UnixSockets::Allow), []);
+}
+
+#[test]
+fn tells_a_report_from_a_question() {
+    let rule = |name: &str, action| Rule { syscalls: vec![name.into()], when: Vec::new(), action };
+    let rules = vec![rule("read", Action::Ask), rule("write", Action::Allow)];
+    let asking = Filter { rules, otherwise: Action::Kill };
+    let compiled = compile_filter(&asking, LAUNCH).expect("is short");
+    assert!(compiled.listens());
+    assert_eq!(run(&compiled.to_bytes(COOKIE), number("read"), [0; 6]), ASK);
+    let reporting = Filter { rules: Vec::new(), otherwise: Action::Report };
+    let compiled = compile_filter(&reporting, LAUNCH).expect("is short");
+    assert!(compiled.listens());
+    assert_eq!(run(&compiled.to_bytes(COOKIE), number("read"), [0; 6]), REPORT);
+    let refusing = Filter { rules: vec![rule("read", Action::Allow)], otherwise: Action::Kill };
+    assert!(!compile_filter(&refusing, LAUNCH).expect("is short").listens());
+}
