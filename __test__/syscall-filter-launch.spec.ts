@@ -236,6 +236,9 @@ test('a filter that allows nothing at all still lets the launch pass, warm or no
     for (let round = 0; round < 4; round += 1) {
       // oxlint-disable-next-line no-await-in-loop
       t.like(await box.run('/probe', ['each', '1', '0']), { status: 'exited', stdout: 'done' })
+      // What let the launch pass is in no register of the program.
+      // oxlint-disable-next-line no-await-in-loop
+      t.is((await box.run('/probe', ['born'])).stdout, '0')
     }
     await t.throwsAsync(box.run('/missing'), { code: 'ERR_NESTBOX_EXEC' })
     await t.throwsAsync(box.run('/probe', [], { cwd: '/missing' }), { code: 'ERR_NESTBOX_SPAWN' })

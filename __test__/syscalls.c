@@ -4,6 +4,7 @@
 //   x32 FROM TO               the same with the bit that marks the x32 ABI
 //   i386 FROM TO              each number in a child, by int 0x80: one line for each child that ended, and how
 //   call NUMBER ARG...        one call: its answer
+//   born                      what the register of the sixth argument held when the program began
 //   exec PATH HOW ...         execve (HOW 0) or execveat (HOW 1) of PATH, with a sixth argument of all ones
 //
 // Numbers are decimal or, after 0x, hexadecimal.
@@ -34,7 +35,7 @@ static int int80(int number) {
   return answer;
 }
 
-__asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  mov %rsp, %rdi\n  and $-16, %rsp\n  call start\n");
+__asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  mov %rsp, %rdi\n  mov %r9, %rsi\n  and $-16, %rsp\n  call start\n");
 #elif defined(__aarch64__)
 enum { WRITE = 64, EXIT_GROUP = 94, WAIT4 = 260, CLONE = 220, EXECVE = 221, EXECVEAT = 281 };
 
@@ -52,7 +53,7 @@ static long syscall6(word number, word a, word b, word c, word d, word e, word f
 
 static int int80(int number) { return number; }
 
-__asm__(".globl _start\n_start:\n  mov x0, sp\n  bl start\n");
+__asm__(".globl _start\n_start:\n  mov x0, sp\n  mov x1, x5\n  bl start\n");
 #endif
 
 static void finish(int status) {
@@ -121,13 +122,17 @@ static void i386(int from, int to) {
   }
 }
 
-__attribute__((used)) void start(word *stack) {
+__attribute__((used)) void start(word *stack, word sixth) {
   int count = (int)stack[0];
   char **args = (char **)(stack + 1);
   if (count < 2) finish(0);
   if (same(args[1], "each")) each(number_of(args[2]), number_of(args[3]), 0, args + 4);
   if (same(args[1], "x32")) each(number_of(args[2]), number_of(args[3]), 0x40000000, args + 4);
   if (same(args[1], "i386")) i386((int)number_of(args[2]), (int)number_of(args[3]));
+  if (same(args[1], "born")) {
+    print_number((long)sixth);
+    print("\n");
+  }
   if (same(args[1], "call")) {
     word a[6] = {0};
     for (int n = 3; n < count && n < 9; n++) a[n - 3] = number_of(args[n]);
