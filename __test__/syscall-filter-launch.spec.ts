@@ -171,6 +171,21 @@ test('what the kernel reads as 64 bits can be compared as 64 bits', async (t) =>
   t.is(await call(filter, 'lseek', [99, '0x100000000']), Number(REFUSED_NUMBER))
 })
 
+test('a filter of thousands of instructions is taken by the kernel, and jumps where it should', async (t) => {
+  const offsets = Array.from({ length: 900 }, (_, index) => index * 7 + 2 ** 33 * (index % 2))
+  const filter = telling()
+    .when('lseek', [arg64(1).oneOf(...offsets)], 'allow')
+    .otherwise({ errno: REFUSED })
+  const box = await sandbox(filter)
+  const lseek = async (offset: number) =>
+    Number((await box.run('/probe', ['call', number('lseek'), '99', String(offset)])).stdout)
+  for (const index of [0, 1, 63, 127, 128, 255, 256, 500, 898, 899]) {
+    const offset = offsets[index] ?? -1
+    // oxlint-disable-next-line no-await-in-loop
+    t.deepEqual([await lseek(offset), await lseek(offset + 1)], [EBADF, Number(REFUSED_NUMBER)], String(index))
+  }
+})
+
 test('terminals can not be typed into under the default', async (t) => {
   t.is(await call('unfiltered', 'ioctl', [0, HIGH(TIOCSTI)]), ENOTTY)
   for (const request of [TIOCSTI, HIGH(TIOCSTI), 0x54_1c, HIGH(0x54_1c)]) {

@@ -22,6 +22,13 @@ export type Tied<A, B> = [keyof A] extends [keyof B]
     : never
   : never
 
+/** The same without `readonly`, all the way down: what a schema gives, for a type that is published read-only. */
+export type Mutable<T> = T extends readonly (infer Item)[]
+  ? Mutable<Item>[]
+  : T extends object
+    ? { -readonly [K in keyof T]: Mutable<T[K]> }
+    : T
+
 /** A value that was read once and found right, or what is wrong with it. */
 export type Checked<T> = { readonly ok: true; readonly value: T } | { readonly ok: false; readonly error: Invalid }
 

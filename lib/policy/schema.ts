@@ -12,6 +12,7 @@ import {
   IdSchema,
   KernelString,
   ModeSchema,
+  type Mutable,
   NonEmptyString,
   sizeSchema,
   type Tied,
@@ -158,12 +159,6 @@ export const PolicyInputSchema = z.strictObject({
 })
 
 type Required<T> = { [K in keyof T]-?: Exclude<T[K], undefined> }
-type Mutable<T> = T extends readonly (infer Item)[]
-  ? Mutable<Item>[]
-  : T extends object
-    ? { -readonly [K in keyof T]: Mutable<T[K]> }
-    : T
-
 /** Each schema says what the hand-written type says; a difference is a compile error here. */
 export const tied: {
   bindOptions: Tied<z.input<typeof BindOptionsSchema>, BindOptions>

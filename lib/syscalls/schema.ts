@@ -3,7 +3,7 @@
 
 import * as z from 'zod'
 
-import type { Tied } from '../validate.ts'
+import type { Mutable, Tied } from '../validate.ts'
 import type { ArgumentCondition, ErrnoName, SyscallAction, SyscallFilterJSON, SyscallPreset } from './types.ts'
 
 const Hexadecimal = z
@@ -92,12 +92,6 @@ export const FencesSchema = z.enum(
   'It must be "require-fast-fences" or "allow-slow-fences"',
 )
 export const PresetCall = z.enum(['default', 'strict'], 'The rules must be those of "default" or "strict"')
-
-type Mutable<T> = T extends readonly (infer Item)[]
-  ? Mutable<Item>[]
-  : T extends object
-    ? { -readonly [K in keyof T]: Mutable<T[K]> }
-    : T
 
 /** A policy's `syscalls`: a preset by name, or a filter. Not a union of zod's, which says only that nothing fits. */
 export const SyscallsSchema = z.custom<SyscallPreset | Mutable<SyscallFilterJSON>>().check((context) => {
