@@ -17,7 +17,7 @@ use nestbox_sys::{Errno, packet, process};
 use crate::boot;
 use crate::fault::{At, Fault};
 use crate::server::Server;
-use crate::{mounter, privileged};
+use crate::{mounter, privileged, quota};
 
 /// Where the initial mount namespace has the host's tree.
 pub(crate) const REAL_ROOT: &CStr = c"/realroot";
@@ -33,7 +33,9 @@ const SCRATCH: [&CStr; 5] = [c"/tmp", c"/proc", c"/dev", c"/usr", c"/etc"];
 pub(crate) fn create(server: Server, fds: Vec<OwnedFd>) -> Result<Infallible, Fault<'static>> {
     let [socket] = <[OwnedFd; 1]>::try_from(fds).map_err(|_| surplus_fds())?;
     let _ = process::prctl(libc::PR_SET_NAME, c"nestbox-mounter".as_ptr() as usize);
+    quota::before_user_namespace();
     unshare_user_and_mount(server)?;
+    quota::in_user_namespace();
     let user = open_namespace(c"/proc/self/ns/user")?;
     let mnt = open_namespace(c"/proc/self/ns/mnt")?;
     let host_proc = open_at(libc::AT_FDCWD, c"/proc", libc::O_PATH | libc::O_DIRECTORY, 0, 0).at(

@@ -5,7 +5,8 @@
 //!
 //! - the fork server itself ([`boot`], [`server`]): receives requests, forks a child for each, never waits;
 //! - the privileged helper ([`privileged`]), under a root host only;
-//! - the mounter ([`initial`], [`mounter`]), which made the initial namespaces and lives in them;
+//! - the mounter ([`initial`], [`mounter`]), which made the initial namespaces, with bounds on what all sandboxees hold
+//!   together ([`quota`]), and lives in them;
 //! - the network keeper ([`network`]), which makes network namespaces and tells whether one is as new;
 //! - one template per policy ([`template`], built by [`tree`]), which forks a nest per launch;
 //! - one init per nest ([`init`]), which prepares it ([`nest`]), starts the sandboxee ([`child`];
@@ -27,6 +28,7 @@ mod nest;
 mod network;
 mod parked;
 mod privileged;
+mod quota;
 mod report;
 mod request;
 mod server;
