@@ -167,6 +167,7 @@ word.
 |---|---|
 | \`clone\` \`unshare\` | no new namespaces: \`EPERM\` |
 | \`clone3\` | \`ENOSYS\`: its flags are in memory, where no filter can look. C libraries fall back to \`clone\` |
+| \`fcntl\` | not \`F_SETLEASE\`, \`F_NOTIFY\`: \`EPERM\` |
 | \`ioctl\` | not \`TIOCSTI\`, \`TIOCLINUX\`, \`TIOCSETD\`, compared on the low 32 bits: \`EPERM\` |
 | \`personality\` | the normal one, without address randomisation, and asking; else \`EPERM\` |
 | \`prlimit64\` | one's own limits; of another process, init among them, \`EPERM\` |

@@ -25,6 +25,8 @@ const NEW_NAMESPACES: u64 = (libc::CLONE_NEWNS
 const NEW_TIME_NAMESPACE: u64 = 0x80;
 const SECCOMP_SET_MODE_FILTER: u64 = 1;
 const SECCOMP_FILTER_FLAG_NEW_LISTENER: u64 = 1 << 3;
+const F_SETLEASE: u64 = 1024;
+const F_NOTIFY: u64 = 1026;
 const TIOCSTI: u64 = 0x5412;
 const TIOCLINUX: u64 = 0x541c;
 const TIOCSETD: u64 = 0x5423;
@@ -40,6 +42,12 @@ pub(super) fn careful(name: &str) -> Option<Verdict> {
         }
         // Its flags are in memory, where a filter can't look. glibc and musl fall back to clone.
         "clone3" => Verdict::Act(errno(libc::ENOSYS)),
+        // A lease on a file that a bind shows makes the host wait when it opens that file (45 seconds by default); the old
+        // form of inotify signals what others do in a directory.
+        "fcntl" => {
+            let dangerous = Test::OneOf(vec![F_SETLEASE, F_NOTIFY]);
+            examine(vec![branch(vec![low(1, dangerous)], EPERM)], Action::Allow)
+        }
         // Typing into a terminal that was passed, a console's tricks, and line disciplines, which load modules. The kernel
         // looks at 32 bits of the request: bubblewrap's CVE-2017-5226, once more in CVE-2019-10063.
         "ioctl" => {
