@@ -1,7 +1,8 @@
 //! Building a mount tree: carries out `Plan.template_mounts` and makes the result the root.
 //!
 //! Promises: the only file system that anything is created on is our own tmpfs; a target is looked up with the new tree
-//! as its root (openat2(2), `RESOLVE_IN_ROOT`), so no symlink in it leads outside; afterwards the mount namespace holds
+//! as its root (openat2(2), `RESOLVE_IN_ROOT`), so no symlink in it leads outside, and none that lies in a bind leads
+//! anywhere; afterwards the mount namespace holds
 //! the plan's mounts and an empty directory below them, nothing of the host. Called by templates and by requests that
 //! bring their own tree.
 
@@ -12,8 +13,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nestbox_protocol::{Mount, Plan, Step, Tmpfs, mount};
 use nestbox_sys::Errno;
 use nestbox_sys::mount::{
-    ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, MountAttr, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, attach, mount,
-    mount_flags, open_at, set_attributes,
+    ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, MountAttr, RESOLVE_BENEATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS, attach, mount, mount_flags, open_at, set_attributes,
 };
 
 use crate::fault::{At, Fault};
@@ -126,9 +127,66 @@ fn mount_root(plan: &Plan, ids: IdMapping, origin: Origin) -> Result<&'static CS
     }
 }
 
-/// Opens the existing `path` inside the new tree.
+/// Opens the existing `path` inside the new tree. Links of the tree itself are followed, as `/bin` to `usr/bin`; those in
+/// a bind are not: whoever may write there could lead a mount to another place of the tree, while it is being built or
+/// before (runc's CVE-2021-30465).
 fn open_inside(root: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<OwnedFd, Errno> {
-    open_at(root.as_raw_fd(), below_root(path), flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    let resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_SYMLINKS;
+    match open_at(root.as_raw_fd(), below_root(path), flags, 0, resolve) {
+        Err(Errno::ELOOP) => walk(root, path.to_bytes(), flags),
+        opened => opened,
+    }
+}
+
+/// The most links that are followed on the way to one path: path_resolution(7).
+const LINKS_MAX: usize = 40;
+
+/// The same, component by component. Each is held by fd before the next is looked up, so nothing can be swapped.
+fn walk(root: BorrowedFd<'_>, path: &[u8], flags: i32) -> Result<OwnedFd, Errno> {
+    let own = source::status(root)?.st_dev;
+    let components = |path: &[u8]| -> Vec<Vec<u8>> {
+        path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()).rev().map(<[u8]>::to_vec).collect()
+    };
+    // The next component is the last.
+    let mut rest = components(path);
+    // The directories from the root down to here.
+    let mut trail: Vec<OwnedFd> = Vec::new();
+    let mut links = 0;
+    while let Some(name) = rest.pop() {
+        if name == b"." {
+            continue;
+        }
+        if name == b".." {
+            // At the root it stays there.
+            trail.pop();
+            continue;
+        }
+        let here = trail.last().map_or(root.as_raw_fd(), AsRawFd::as_raw_fd);
+        let found = open_at(here, &c_path(&name)?, libc::O_PATH | libc::O_NOFOLLOW, 0, RESOLVE_BENEATH)?;
+        let status = source::status(found.as_fd())?;
+        if status.st_mode & libc::S_IFMT != libc::S_IFLNK {
+            trail.push(found);
+            continue;
+        }
+        links += 1;
+        if status.st_dev != own || links > LINKS_MAX {
+            return Err(Errno::ELOOP);
+        }
+        let points_to = nix::fcntl::readlinkat(&found, c"")?;
+        let points_to = points_to.as_encoded_bytes();
+        if points_to.starts_with(b"/") {
+            trail.clear();
+        }
+        rest.extend(components(points_to));
+    }
+    let is_directory = |fd: &OwnedFd| {
+        source::status(fd.as_fd()).map(|status| status.st_mode & libc::S_IFMT == libc::S_IFDIR)
+    };
+    match trail.pop() {
+        Some(found) if flags & libc::O_DIRECTORY == 0 || is_directory(&found)? => Ok(found),
+        Some(_) => Err(Errno::ENOTDIR),
+        None => open_at(root.as_raw_fd(), c".", flags, 0, RESOLVE_BENEATH),
+    }
 }
 
 /// Opens the directory that `path` lies in, and gives the last component.
@@ -156,7 +214,10 @@ fn carry_out<'a>(
             let target = c_path(path)
                 .and_then(|path| open_inside(root, &path, libc::O_PATH))
                 .at(Step::AttachBind, "openat2", path)
-                .map_err(|fault| fault.detail("the target of a bind must exist below another bind"))?;
+                .map_err(|fault| match fault.errno {
+                    Errno::ELOOP => fault.detail("no link is followed below another bind"),
+                    _ => fault.detail("the target of a bind must exist below another bind"),
+                })?;
             attach(source.as_raw_fd(), target.as_fd()).at(Step::AttachBind, "move_mount", path)
         }
         // Of a request that brings its own tree, which is built for one launch.
