@@ -81,7 +81,8 @@ for (const filter of filters) {
     const copy = path.join(scratch(t), 'copy')
     copyFileSync(program(), copy)
     const free = done(await outside(['files', 'overwrite', copy, `${copy}-link`]))
-    for (const what of ['write', 'truncate', 'chmod', 'path', 'reopen', 'resize', 'link']) t.true(free.includes(what), what)
+    for (const what of ['write', 'truncate', 'chmod', 'path', 'reopen', 'resize', 'link'])
+      t.true(free.includes(what), what)
     for (const exe of ['/proc/self/exe', '/proc/1/exe', '/attack']) {
       const found = await inside(sandbox, ['files', 'overwrite', exe, '/tmp/link'])
       t.deepEqual(
@@ -211,7 +212,10 @@ attack('a mount point that becomes a link and back, all the time, never moves th
   const mountinfo = ['cat', ['/proc/self/mountinfo']] as const
   for (let round = 0; round < 60; round += 1) {
     // A policy of its own each time: the mount is made with the template; below that, with the launch.
-    const fixed = base.bind(source, '/volume/x').env({ ROUND: String(round) }).hostname(`round${round}`)
+    const fixed = base
+      .bind(source, '/volume/x')
+      .env({ ROUND: String(round) })
+      .hostname(`round${round}`)
     await using sandbox = await Sandbox.create(fixed, { server })
     await judge(() => sandbox.run(...mountinfo))
   }
@@ -310,40 +314,43 @@ attack('a hard link made inside leads to no file of the host', async (t) => {
 
 // ---- what two launches share on purpose ------------------------------------------------------------------------------------
 
-attack('locks and watches on what a bind shows are shared, leases are refused: what the threat model says', async (t) => {
-  const directory = scratch(t)
-  const file = path.join(directory, 'file')
-  writeFileSync(file, 'x')
-  chmodSync(file, 0o644)
-  await using sandbox = await Sandbox.create(attackable().bind(directory, '/data'))
+attack(
+  'locks and watches on what a bind shows are shared, leases are refused: what the threat model says',
+  async (t) => {
+    const directory = scratch(t)
+    const file = path.join(directory, 'file')
+    writeFileSync(file, 'x')
+    chmodSync(file, 0o644)
+    await using sandbox = await Sandbox.create(attackable().bind(directory, '/data'))
 
-  // A lock is on the inode. Another launch sees it, and so does the host: no protection, and documented.
-  const holder = await sandbox.spawn('/attack', ['files', 'hold', '/data/file'])
-  t.is(await firstLine(holder), 'lock done')
-  t.is((await inside(sandbox, ['files', 'locks', '/data/file'])).get('flock'), 'EAGAIN')
-  t.is((await outside(['files', 'locks', file])).get('flock'), 'EAGAIN')
-  holder.kill()
-  await holder.result
-  t.is((await inside(sandbox, ['files', 'locks', '/data/file'])).get('flock'), 'done', 'gone with the nest')
+    // A lock is on the inode. Another launch sees it, and so does the host: no protection, and documented.
+    const holder = await sandbox.spawn('/attack', ['files', 'hold', '/data/file'])
+    t.is(await firstLine(holder), 'lock done')
+    t.is((await inside(sandbox, ['files', 'locks', '/data/file'])).get('flock'), 'EAGAIN')
+    t.is((await outside(['files', 'locks', file])).get('flock'), 'EAGAIN')
+    holder.kill()
+    await holder.result
+    t.is((await inside(sandbox, ['files', 'locks', '/data/file'])).get('flock'), 'done', 'gone with the nest')
 
-  // A watch tells of what the host does to it.
-  const watcher = await sandbox.spawn('/attack', ['files', 'watch', '/data/file'])
-  t.is(await firstLine(watcher), 'watch done')
-  readFileSync(file)
-  t.is(await firstLine(watcher), 'event done')
-  await watcher.result
+    // A watch tells of what the host does to it.
+    const watcher = await sandbox.spawn('/attack', ['files', 'watch', '/data/file'])
+    t.is(await firstLine(watcher), 'watch done')
+    readFileSync(file)
+    t.is(await firstLine(watcher), 'event done')
+    await watcher.result
 
-  // A lease makes the host wait. Without the filter, where the file is the sandboxee's own, it can be had.
-  t.is((await inside(sandbox, ['files', 'locks', '/data/file'])).get('lease-read'), 'EPERM')
-  await using open = await Sandbox.create(attackable('unfiltered').bind(directory, '/data'))
-  const lessor = await open.spawn('/attack', ['files', 'hold-lease', '/data/file'])
-  const leased = await firstLine(lessor)
-  t.is(leased, isRoot ? 'lease EACCES' : 'lease done')
-  const written = appendFile(file, 'y')
-  const waits = await Promise.race([written.then(() => false), until(() => false, 300).then(() => true)])
-  t.is(waits, leased === 'lease done')
-  lessor.kill()
-  await lessor.result
-  await written
-  t.false(exists(lessor.pid))
-})
+    // A lease makes the host wait. Without the filter, where the file is the sandboxee's own, it can be had.
+    t.is((await inside(sandbox, ['files', 'locks', '/data/file'])).get('lease-read'), 'EPERM')
+    await using open = await Sandbox.create(attackable('unfiltered').bind(directory, '/data'))
+    const lessor = await open.spawn('/attack', ['files', 'hold-lease', '/data/file'])
+    const leased = await firstLine(lessor)
+    t.is(leased, isRoot ? 'lease EACCES' : 'lease done')
+    const written = appendFile(file, 'y')
+    const waits = await Promise.race([written.then(() => false), until(() => false, 300).then(() => true)])
+    t.is(waits, leased === 'lease done')
+    lessor.kill()
+    await lessor.result
+    await written
+    t.false(exists(lessor.pid))
+  },
+)

@@ -29,7 +29,7 @@ static long one_more(const char *what, long number) {
     snprintf(name, sizeof name, "/attack-%ld", number);
     int queue = mq_open(name, O_CREAT | O_RDWR, 0600, &attributes);
     // Its bytes count until it is closed, and nothing is left behind.
-    mq_unlink(name);
+    if (queue >= 0) mq_unlink(name);
     return queue;
   }
   if (strcmp(what, "aio") == 0) {

@@ -268,6 +268,20 @@ static void writable(const char *directory) {
   dprintf(1, "files %d\nwritable %d\n", count_files, count_writable);
 }
 
+/** What of init's in proc can be opened for writing, written. */
+static void tune_init(void) {
+  TRY("attr-current", put("/proc/1/attr/current", "attack"));
+  TRY("attr-exec", put("/proc/1/attr/exec", "attack"));
+  TRY("attr-keycreate", put("/proc/1/attr/keycreate", "attack"));
+  TRY("slack", put("/proc/1/timerslack_ns", "1000000000"));
+  TRY("oom", put("/proc/1/oom_score_adj", "1000"));
+  TRY("filter", put("/proc/1/coredump_filter", "0"));
+  TRY("clear-refs", put("/proc/1/clear_refs", "1"));
+  TRY("uid-map", put("/proc/1/uid_map", "0 0 1"));
+  TRY("autogroup", put("/proc/1/autogroup", "19"));
+  TRY("comm", put("/proc/1/comm", "attack"));
+}
+
 /** As many bytes as are read of what the kernel tells about the machine. */
 static void secrets(void) {
   static const char *const names[] = {"/proc/kcore",     "/proc/keys",       "/proc/timer_list", "/proc/kmsg",
@@ -305,6 +319,7 @@ int kernel(int argc, char **argv) {
   else if (strcmp(what, "privileges") == 0) privileges();
   else if (strcmp(what, "writable") == 0 && argc > 1) writable(argv[1]);
   else if (strcmp(what, "secrets") == 0) secrets();
+  else if (strcmp(what, "tune-init") == 0) tune_init();
   else if (strcmp(what, "crash") == 0) crash();
   else return 64;
   return 0;

@@ -27,6 +27,16 @@ static long connect_to(const char *name, int kind) {
   return fd < 0 ? -1 : connect(fd, (struct sockaddr *)&address, length);
 }
 
+/** A server, of a name that Node can't listen on; tells of each call. */
+static void serve(const char *name) {
+  struct sockaddr_un address;
+  socklen_t length = address_of(&address, name);
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  tell("listen", bind(fd, (struct sockaddr *)&address, length) != 0 ? -1 : listen(fd, 8));
+  alarm(60);
+  for (int call; (call = accept(fd, NULL, NULL)) >= 0; close(call)) dprintf(1, "call done\n");
+}
+
 /** Without socket(2): one end of a pair, told to go elsewhere. */
 static long reconnect(const char *name, int kind) {
   struct sockaddr_un address;
@@ -113,14 +123,14 @@ static void families(void) {
   TRY("packet-high", syscall(SYS_socket, 0xdeadbeef00000000 | AF_PACKET, SOCK_RAW, 0));
 }
 
-/** Sends descriptors to itself until it must not any more, and keeps them in flight. Prints how many. */
-static void in_flight(void) {
+/** Sends descriptors to itself until it must not any more, or has sent so many; keeps them in flight. Prints how many. */
+static void in_flight(int cap) {
   int sent = 0, pairs = 0;
-  for (; pairs < 8; pairs++) {
+  for (; pairs < 8 && sent < cap; pairs++) {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) != 0) break;
     fcntl(pair[0], F_SETFL, O_NONBLOCK);
-    for (;;) {
+    while (sent < cap) {
       char control[CMSG_SPACE(sizeof(int) * 250)] = {0};
       struct iovec data = {"x", 1};
       struct msghdr message = {
@@ -143,12 +153,13 @@ int sockets(int argc, char **argv) {
   const char *what = argv[0];
   if (strcmp(what, "unix") == 0 && argc > 1) unix_sockets(argv[1]);
   else if (strcmp(what, "internet") == 0 && argc > 2) internet(argv[1], atoi(argv[2]));
+  else if (strcmp(what, "serve") == 0 && argc > 1) serve(argv[1]);
   else if (strcmp(what, "families") == 0) families();
-  else if (strcmp(what, "in-flight") == 0) {
-    in_flight();
+  else if (strcmp(what, "in-flight") == 0 && argc > 1) {
+    in_flight(atoi(argv[1]));
     dprintf(1, "ready done\n");
     // Until whoever started this has looked.
-    if (argc > 1) for (int second = 0; second < 20; second++) usleep(1000000);
+    if (argc > 2) for (int second = 0; second < 20; second++) usleep(1000000);
   } else return 64;
   return 0;
 }
