@@ -20,7 +20,7 @@ const KEYCTL_REVOKE: usize = 3;
 const KEY_SPEC_SESSION_KEYRING: usize = -3_isize as usize;
 
 /// Sheds what was inherited. Capabilities are kept until [`drop_capabilities`].
-pub(crate) fn shed_inheritance() {
+pub(crate) fn shed_inheritance() -> Result<(), Fault<'static>> {
     // The parent's *thread* that spawned us must live as long as the host (prctl(2)); the client sees to that. Should
     // the host have died before this line, its end of the control socket is closed and the first receive ends us.
     let _ = process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as usize);
@@ -42,8 +42,8 @@ pub(crate) fn shed_inheritance() {
     unsafe { libc::sched_setaffinity(0, cpus.len(), cpus.as_ptr().cast()) };
     let _ = process::write_file_at(libc::AT_FDCWD, c"/proc/self/oom_score_adj", b"0");
     reset_signals();
-    leave_session_keyring();
     raise_fd_limit();
+    leave_session_keyring()
 }
 
 /// Default dispositions, everything blocked. Children are reaped by the kernel (`SA_NOCLDWAIT` by ignoring SIGCHLD):
@@ -60,13 +60,21 @@ fn reset_signals() {
 
 /// Joins a fresh session keyring and revokes it: descendants inherit a keyring that holds nothing and can hold nothing,
 /// so no two sandboxes share keys, at no cost per launch and none of the quota of 200 keys (keyrings(7)).
-fn leave_session_keyring() {
+///
+/// Failing, it would leave them the host's: with the quota used up, say. Where the call does not exist, or a filter
+/// around the host refuses it, it does so for them as well.
+fn leave_session_keyring() -> Result<(), Fault<'static>> {
+    let step = Step::StartForkserver;
     // SAFETY: a null name is allowed: an anonymous keyring.
-    let joined = unsafe { nestbox_sys::syscall!(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0) };
-    if joined.is_ok() {
-        // SAFETY: numbers only.
-        let _ = unsafe { nestbox_sys::syscall!(libc::SYS_keyctl, KEYCTL_REVOKE, KEY_SPEC_SESSION_KEYRING) };
+    match unsafe { nestbox_sys::syscall!(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0) } {
+        Ok(_) => {}
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => return Ok(()),
+        Err(errno) => return Err(Fault::new(step, errno, "keyctl", b"session keyring")),
     }
+    // SAFETY: numbers only.
+    unsafe { nestbox_sys::syscall!(libc::SYS_keyctl, KEYCTL_REVOKE, KEY_SPEC_SESSION_KEYRING) }
+        .at(step, "keyctl", b"session keyring")
+        .map(drop)
 }
 
 /// A template holds the fds of the launch that it is just handing over; the soft limit must not be in the way.

@@ -27,14 +27,14 @@ pub(crate) struct Server {
 pub(crate) fn run() -> ! {
     // SAFETY: the client starts us with our socket there; nobody else in this process knows it.
     let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
-    boot::shed_inheritance();
+    let shed = boot::shed_inheritance();
     let server = Server {
         pid: nix::unistd::getpid().as_raw(),
         privileged: nix::unistd::geteuid().is_root()
             && capabilities::permitted().is_ok_and(|held| held & CAP_SETUID != 0)
             && process::has_ids_to_give(),
     };
-    if let Err(fault) = start(server) {
+    if let Err(fault) = shed.and_then(|()| start(server)) {
         report::launch_failed(control.as_fd(), &fault);
         crate::exit(1);
     }
