@@ -172,3 +172,12 @@ attack('a policy without proc and dev leaves nothing to attack there', async (t)
   t.deepEqual(done(await inside(sandbox, ['kernel', 'secrets'])), [])
   t.is((await inside(sandbox, ['kernel', 'writable', '/proc'])).get('files'), '0')
 })
+
+attack('speculation is restricted for good, where the processor lets a program be restricted', async (t) => {
+  await using sandbox = await Sandbox.create(attackable())
+  const { stdout } = await sandbox.run('cat', ['/proc/self/status'])
+  const found = stdout.split('\n').filter((line) => line.startsWith('Speculation'))
+  t.true(found.length > 0)
+  // Neither open nor merely closed: `thread force mitigated`, `conditional force disabled`, or nothing to be done.
+  for (const line of found) t.notRegex(line, /thread (?:vulnerable|mitigated)|conditional (?:enabled|disabled)/)
+})

@@ -169,7 +169,7 @@ static void flip(const char *one, const char *other) {
   for (int round = 0;; round++) {
     renameat2(AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE);
     // Each name is there for a while, too, and others want the processor.
-    if (round % 4 == 0) usleep(30);
+    if (round % 3 == 0) usleep(30);
   }
 }
 
