@@ -12,7 +12,7 @@ import test from 'ava'
 
 import { policy, Sandbox } from '../../index.ts'
 import { have, scratch } from '../helpers.ts'
-import { attack, attackable, filters, inside, program } from './support.ts'
+import { attack, attackable, filters, program } from './support.ts'
 
 /** How much of something a program gets outside, right now. */
 const free = (what: string, cap: number): { count: number; why: string } => {
@@ -129,9 +129,9 @@ attack('a flood of output on both streams and in every file is bounded, in the n
   const names = Array.from({ length: 9 }, (_, index) => String(index + 1))
   const before = process.memoryUsage.rss()
   const outputs = Object.fromEntries(
-    names.map((name) => [name, { path: `/tmp/${name}`, maxBytes: '1MiB', to: path.join(to, name) }]),
+    names.map((name) => [name, { path: `/tmp/${name}`, maxBytes: 2 ** 20, to: path.join(to, name) }]),
   )
-  const result = await sandbox.run('sh', ['-c', bomb], { outputs, timeout: 5000 })
+  const result = await sandbox.run('sh', ['-c', bomb], { outputs, timeout: 5000, encoding: 'utf8', buffer: true })
   t.like(result, { status: 'limit-exceeded', limit: 'output', isMaxBuffer: true })
   t.true(result.stdout.length + result.stderr.length <= 256 * 1024)
   t.true(result.limitsHit.includes('disk'))

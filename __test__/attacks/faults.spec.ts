@@ -12,7 +12,7 @@ import path from 'node:path'
 
 import test from 'ava'
 
-import { ForkServer, NestboxError, policy, Sandbox, SpawnError } from '../../index.ts'
+import { ForkServer, NestboxError, policy, Sandbox, type SpawnError } from '../../index.ts'
 import { have, until } from '../helpers.ts'
 import { family, fixture, forkServerFile, processTable, workshop } from '../invariants/support.ts'
 import { program } from './support.ts'
@@ -138,15 +138,15 @@ const attempt = async (): Promise<Trial> => {
     await using server = await ForkServer.start()
     pid = server.pid
     await using sandbox = await Sandbox.create(shown(), { server })
-    const program = await sandbox.spawn('/attack', ['processes', 'victim'], { ...launchOptions, stdout: 'ignore' })
+    const running = await sandbox.spawn('/attack', ['processes', 'victim'], { ...launchOptions, stdout: 'ignore' })
     try {
-      return { found: confinement(program.pid), server: pid }
+      return { found: confinement(running.pid), server: pid }
     } catch (error) {
       if (/^(?:ENOENT|ESRCH)$/.test(String((error as NodeJS.ErrnoException).code))) return { over: true, server: pid }
       throw error
     } finally {
-      program.kill()
-      await program.result.catch(() => {})
+      running.kill()
+      await running.result.catch(() => {})
     }
   } catch (error) {
     return { error, server: pid }
@@ -184,9 +184,9 @@ x64('every refused call makes the launch fail with a reason, or changes nothing 
       if (over !== true) t.deepEqual(found, whole, what)
       told.push(`${what}: ${over === true ? 'over' : 'whole'}`)
     } else {
-      t.true(error instanceof NestboxError, `${what}: ${String(error)}`)
+      if (!(error instanceof NestboxError)) throw error
       const { step, syscall, errno } = error as SpawnError
-      t.true(typeof step === 'string' && step !== '', `${what}: ${String(error)}`)
+      t.true(typeof step === 'string' && step !== '', `${what}: ${error.message}`)
       told.push(`${what}: ${step} ${syscall} ${errno}`)
     }
     // Nothing half-made is left of it.

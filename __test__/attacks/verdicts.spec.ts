@@ -5,7 +5,7 @@ import path from 'node:path'
 
 import test from 'ava'
 
-import { type PolicyBuilder, policy, Sandbox } from '../../index.ts'
+import { type Limits, policy, type PolicyBuilder, Sandbox } from '../../index.ts'
 import { have, scratch } from '../helpers.ts'
 
 const base = (): PolicyBuilder => policy('host-system')
@@ -36,7 +36,7 @@ python('Python says MemoryError: its own exit, and no limit ended it', async (t)
 })
 
 python('Python at each limit: every verdict is another', async (t) => {
-  const limits = {
+  const limits: Limits = {
     cpuTime: 400,
     wallTime: 5000,
     fileSize: '64KiB',
