@@ -215,6 +215,30 @@ test('a directory below the source that becomes a link leads nowhere outside', a
   t.deepEqual(inventory(secret), before)
 })
 
+test('a link in a bind does not lead the target of another bind elsewhere; one of the base does', async (t) => {
+  const directory = directoryWith(t, 'here\n')
+  const other = directoryWith(t, 'other\n')
+  mkdirSync(path.join(directory, 'real'))
+  for (const [name, to] of [
+    ['away', '/usr/local'],
+    ['near', 'real'],
+    ['up', '../etc'],
+  ] as const) {
+    symlinkSync(to, path.join(directory, name))
+    // oxlint-disable-next-line no-await-in-loop
+    const sandbox = await Sandbox.create(policy('host-system').bind(directory, '/data').bind(other, `/data/${name}`))
+    // oxlint-disable-next-line no-await-in-loop
+    const error = await t.throwsAsync(sandbox.run('true'), { instanceOf: SpawnError })
+    t.like(error, { step: 'attach-bind', errnoName: 'ELOOP' })
+    t.regex(error?.message ?? '', /no link is followed/)
+  }
+  const plain = await Sandbox.create(policy('host-system').bind(directory, '/data').bind(other, '/data/real'))
+  t.is((await plain.run('cat', ['/data/real/file'])).stdout, 'other')
+  // /bin is a link of the tree's own where the host has it so.
+  const replaced = policy('host-system').bind(path.join(other, 'file'), '/bin/true')
+  t.is((await (await Sandbox.create(replaced)).run('cat', ['/bin/true'])).stdout, 'other')
+})
+
 test('a source that is swapped for a link, again and again, is the one or the other or is refused', async (t) => {
   const top = scratch(t)
   const [real, secret, source] = ['real', 'secret', 'source'].map((name) => path.join(top, name)) as [
