@@ -46,12 +46,35 @@ struct Masks {
 
 #[derive(Debug)]
 enum NestStep {
-    Proc { path: CString, masks: Masks },
-    Tmpfs { path: CString, size: u64, inodes: u64, mode: u32, exec: bool },
-    Devpts { path: CString },
-    Directory { path: CString, mode: u32 },
-    File { path: CString, content: Vec<u8>, mode: u32 },
-    Symlink { path: CString, points_to: CString },
+    Proc {
+        path: CString,
+        masks: Masks,
+    },
+    /// `below_bind`: what is mounted over is not in our own tree, and whoever may write there may put a link.
+    Tmpfs {
+        path: CString,
+        size: u64,
+        inodes: u64,
+        mode: u32,
+        exec: bool,
+        below_bind: bool,
+    },
+    Devpts {
+        path: CString,
+    },
+    Directory {
+        path: CString,
+        mode: u32,
+    },
+    File {
+        path: CString,
+        content: Vec<u8>,
+        mode: u32,
+    },
+    Symlink {
+        path: CString,
+        points_to: CString,
+    },
 }
 
 /// `Plan.nest_mounts`, with C strings.
@@ -90,6 +113,7 @@ impl NestPlan {
                     NestStep::Proc { path, masks: Masks { entries: masks, null_device } }
                 }
                 Some(mount::Kind::Tmpfs(tmpfs)) => NestStep::Tmpfs {
+                    below_bind: device_of(&path) != device_of(c"/"),
                     path,
                     size: tmpfs.size,
                     inodes: tmpfs.inodes,
@@ -168,13 +192,23 @@ fn join<'a>(base: &[u8], name: &'a [u8]) -> Result<CString, Fault<'a>> {
         .map_err(|errno| Fault::new(Step::DecodeRequest, errno, "recvmsg", name))
 }
 
-/// `S_IFMT` bits of an existing path.
-fn kind_of(path: &CStr) -> Option<libc::mode_t> {
+/// What is at a path, links not followed.
+fn look_at(path: &CStr) -> Option<libc::stat> {
     // SAFETY: all-zero is a valid stat.
     let mut status: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: a C string and a struct of ours.
     let found = unsafe { libc::lstat(path.as_ptr(), &raw mut status) } == 0;
-    found.then_some(status.st_mode & libc::S_IFMT)
+    found.then_some(status)
+}
+
+/// `S_IFMT` bits of an existing path.
+fn kind_of(path: &CStr) -> Option<libc::mode_t> {
+    look_at(path).map(|status| status.st_mode & libc::S_IFMT)
+}
+
+/// The file system of an existing path.
+fn device_of(path: &CStr) -> Option<libc::dev_t> {
+    look_at(path).map(|status| status.st_dev)
 }
 
 fn mask<'a>(base: &[u8], name: &'a [u8]) -> Result<Option<Mask>, Fault<'a>> {
@@ -262,14 +296,17 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
                 }
                 marks.add(Step::MaskProc);
             }
-            NestStep::Tmpfs { path, exec, .. } => {
+            NestStep::Tmpfs { path, exec, below_bind, .. } => {
                 let flags = libc::MS_NOSUID | libc::MS_NODEV | if *exec { 0 } else { libc::MS_NOEXEC };
                 let options = options.next().map_or(c"", |options| options.as_c_str());
-                mount(c"tmpfs", path, c"tmpfs", flags, options).at(
-                    Step::MountTmpfs,
-                    "mount",
-                    path.to_bytes(),
-                )?;
+                let step = Step::MountTmpfs;
+                let target = if *below_bind { enter(path, step)? } else { path.as_c_str() };
+                mount(c"tmpfs", target, c"tmpfs", flags, options).at(step, "mount", path.to_bytes())?;
+                if *below_bind {
+                    // SAFETY: a C string.
+                    unsafe { nestbox_sys::syscall!(libc::SYS_chdir, c"/".as_ptr()) }
+                        .at(step, "chdir", b"/")?;
+                }
                 marks.add(Step::MountTmpfs);
             }
             NestStep::Devpts { path } => {
@@ -307,6 +344,21 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
         }
     }
     Ok(())
+}
+
+/// Goes to a directory that no link leads to, to be mounted over by the name that this answers.
+fn enter(path: &CStr, step: Step) -> Result<&'static CStr, Fault<'_>> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+    let directory =
+        open_at(libc::AT_FDCWD, below_root(path), flags, 0, resolve).at(step, "openat2", path.to_bytes())?;
+    // SAFETY: numbers only.
+    unsafe { nestbox_sys::syscall!(libc::SYS_fchdir, directory.as_raw_fd()) }.at(
+        step,
+        "fchdir",
+        path.to_bytes(),
+    )?;
+    Ok(c".")
 }
 
 /// Makes an empty, read-only file that no path leads to: on a tmpfs at `path`, which proc is then mounted over. Goes
