@@ -1,6 +1,6 @@
 //! The launch child: from clone to exec.
 //!
-//! It runs on a stack of its own in its parent's memory (`CLONE_VM`), while the parent is suspended. So nothing here
+//! It runs on a stack of its own in its parent's memory (`CLONE_VM`), while the parent waits. So nothing here
 //! allocates, locks, unwinds or touches thread-local state: system calls are made without the C library, and everything
 //! they need was made ready in [`crate::launch`]. The child of a warm nest stops half-way, in [`crate::parked`], and goes
 //! on when its launch is there. [`steps`] reads top to bottom; each step has its own name in the error record. Called by
@@ -80,7 +80,7 @@ pub(crate) struct Child<'a> {
 
 /// The function that the clone runs. `argument` is a `*mut Child`.
 pub(crate) extern "C" fn run(argument: *mut c_void) -> c_int {
-    // SAFETY: the parent passes a Child of its own and is suspended until we execute or exit.
+    // SAFETY: the parent passes a Child of its own and touches nothing of it until we execute or exit.
     let child = unsafe { &mut *argument.cast::<Child<'_>>() };
     let Err(outcome) = steps(child);
     child.outcome = outcome;
@@ -410,9 +410,12 @@ pub(crate) unsafe fn start(
     pid: Option<i32>,
 ) -> Result<i32, Errno> {
     let argument = std::ptr::from_mut(child).cast();
+    let parked = matches!(child.task, Task::Park(_));
     match pid {
         // SAFETY: `run` unwinds nowhere and does not return; all signals are blocked in every process of ours. A parked
-        // child allocates, with its parent's allocator: that is suspended outside of it.
+        // child allocates, with its parent's allocator: that one sleeps outside of it.
+        None if parked => unsafe { process::clone_and_sleep(stack, run, argument) },
+        // SAFETY: as above.
         None => unsafe { process::vfork_on(stack, run, argument, 0) },
         // SAFETY: as above.
         Some(pid) => unsafe { process::vfork_as(pid, stack, run, argument) },

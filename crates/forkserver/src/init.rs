@@ -160,7 +160,7 @@ struct Started<'a> {
     outcome: Outcome<'a>,
 }
 
-/// Starts the launch child and is suspended until it has executed or given up.
+/// Starts the launch child and waits until it has executed or given up.
 fn start_child<'a>(
     nest: &'a Nest<'a>,
     task: Task<'a>,

@@ -1,7 +1,7 @@
 //! The waiting of a parked sandboxee: the process of a warm nest that lacks nothing but its launch.
 //!
 //! It is the launch child ([`crate::child`]), stopped between what every launch of a policy has in common and what is the
-//! launch's own, with init still suspended behind it: a launch wakes one process, which decodes it, takes its fds, and
+//! launch's own, with init still asleep behind it: a launch wakes one process, which decodes it, takes its fds, and
 //! executes. Its syscall filter is on already, so its own calls carry the launch cookie, and it must not need memory from
 //! the kernel: [`reserve_memory`] has the allocator keep enough. Promises: what a launch brings is leaked, not freed (the
 //! exec ends this memory); the end of the socket dismisses it.

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::errno::Errno;
 
@@ -56,6 +57,33 @@ pub unsafe fn vfork_on(
         libc::clone(body, stack, flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, argument)
     };
     Errno::result(pid)
+}
+
+/// [`vfork_on`] for a child that takes its time: the parent sleeps, where vfork(2) would have it blocked (state D, which
+/// counts as load). It is woken at the same moment, when the child lets go of the shared memory by its exec or its end: the
+/// kernel then clears the word of `CLONE_CHILD_CLEARTID` and wakes who waits for it (set_tid_address(2)).
+///
+/// # Safety
+/// As of [`vfork_on`]; and the caller must be single-threaded, for `body` may allocate.
+pub unsafe fn clone_and_sleep(
+    stack: *mut c_void,
+    body: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> Result<i32, Errno> {
+    const SHARED: u32 = 1;
+    let shared = AtomicU32::new(SHARED);
+    let flags = libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
+    let none = std::ptr::null_mut::<c_void>();
+    // SAFETY: the caller upholds it; the word lives until it was cleared.
+    let pid = unsafe { libc::clone(body, stack, flags, argument, none, none, shared.as_ptr()) };
+    let pid = Errno::result(pid)?;
+    while shared.load(Ordering::Acquire) == SHARED {
+        // Not private: the kernel's own wake-up is not.
+        // SAFETY: a word of ours; no timeout.
+        let _ =
+            unsafe { crate::syscall!(libc::SYS_futex, shared.as_ptr(), libc::FUTEX_WAIT, SHARED, 0, 0, 0) };
+    }
+    Ok(pid)
 }
 
 /// [`vfork_on`], with a chosen pid in the caller's own pid namespace (clone3(2), `set_tid`): needs
