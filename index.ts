@@ -6,6 +6,7 @@ export { Sandbox } from './lib/sandbox.ts'
 export { ForkServer } from './lib/server.ts'
 export { policy } from './lib/policy/policy.ts'
 export { syscallFilter } from './lib/syscalls/filter.ts'
+export { trace } from './lib/trace.ts'
 export {
   AbortError,
   ExecError,
@@ -72,3 +73,4 @@ export type {
   Violation,
 } from './lib/launch/types.ts'
 export type { ForkServerOptions, ForkServerStats, Percentiles, SandboxOptions, SandboxStats } from './lib/types.ts'
+export type { Trace, TraceEvent } from './lib/trace.ts'
