@@ -11,7 +11,7 @@ import test from 'ava'
 import { plots } from '../bench/plots.ts'
 import { reportOf } from '../bench/report.ts'
 import { readRun } from '../bench/samples.ts'
-import { scenarios } from '../bench/scenarios.ts'
+import { scenarios } from '../bench/scenarios/index.ts'
 import { median, quantile, ratioOfMedians } from '../bench/stats.ts'
 import { have, scratch } from './helpers.ts'
 

@@ -55,7 +55,10 @@ test('launches that overlap have lanes of their own, and one that waits shows it
   const lanes = spans.filter(({ cat }) => cat === 'launch').map(({ tid }) => tid)
   t.deepEqual(lanes, [1, 2, 3, 4, 1], 'a lane that is free is used again')
   const waited = spans.filter(({ name, dur }) => name === 'queue' && dur > 40_000)
-  t.deepEqual(waited.map(({ tid }) => tid).toSorted(), [3, 4])
+  t.deepEqual(
+    waited.map(({ tid }) => tid).toSorted((a, b) => a - b),
+    [3, 4],
+  )
   t.true(areNested(spans))
   recorder.clear()
   t.is(recorder.size, 0)

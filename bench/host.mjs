@@ -6,17 +6,20 @@
 
 import { performance } from 'node:perf_hooks'
 
-import { modes } from './modes.mjs'
+import { openMode } from './modes.mjs'
 
+/** What is measured: see ./modes.mjs. */
 let mode
 const ballast = []
 
 /** Small enough that the allocator can't answer with huge pages, which no heap of small objects gets. */
 const BALLAST = 64 * 1024
 
-const launchTimed = async () => {
+const sleep = (ms) => new Promise((resolve) => void setTimeout(resolve, ms))
+
+const launchTimed = async (size) => {
   const start = performance.now()
-  await mode.launch()
+  await mode.launch(size)
   return { us: (performance.now() - start) * 1000 }
 }
 
@@ -24,11 +27,11 @@ const launchTimed = async () => {
  * The same, with the event loop watched. What the loop was busy with, from the call until the result, is all that the launch
  * did to it: an upper bound for its longest block.
  */
-const launchWatched = async () => {
+const launchWatched = async (size) => {
   const switches = process.resourceUsage().involuntaryContextSwitches
   const before = performance.eventLoopUtilization()
   const start = performance.now()
-  const launched = mode.launch()
+  const launched = mode.launch(size)
   const called = performance.now()
   await launched
   const end = performance.now()
@@ -41,23 +44,40 @@ const launchWatched = async () => {
   }
 }
 
+/**
+ * Waits until this mode has nothing left to do: what replaces a warm nest in the background is to be in nobody's sample, its
+ * own or another mode's.
+ */
+const settle = async () => mode.settle?.()
+
+/** What comes between two launches, in all modes alike: nothing is left to do, and then nothing happens for a while. */
+const rest = async (pause) => {
+  if (pause === 0) return
+  await settle()
+  await sleep(pause)
+}
+
 const calls = {
   async open({ name, programs }) {
-    const open = modes[name]
-    if (open === undefined) throw new Error(`there is no mode ${name}`)
-    mode = await open(programs)
+    mode = await openMode(name, programs)
   },
 
-  /** Launches one after the other. */
-  async turn({ launches, watch = false }) {
+  /** Launches one after the other, with a pause before each. */
+  async turn({ launches, pause, size, watch = false }) {
+    if (mode.turn !== undefined) return mode.turn(launches, pause)
     const launch = watch ? launchWatched : launchTimed
     const samples = []
-    for (let index = 0; index < launches; index += 1) samples.push(await launch())
+    for (let index = 0; index < launches; index += 1) {
+      await rest(pause)
+      samples.push(await launch(size))
+    }
+    await settle()
     return samples
   },
 
   /** Launches with `inFlight` of them under way at any moment; milliseconds for all. */
   async flood({ launches, inFlight }) {
+    if (mode.flood !== undefined) return mode.flood(launches, inFlight)
     let left = launches
     const worker = async () => {
       while (left > 0) {
@@ -67,18 +87,34 @@ const calls = {
     }
     const start = performance.now()
     await Promise.all(Array.from({ length: inFlight }, worker))
-    return performance.now() - start
+    const ms = performance.now() - start
+    await settle()
+    return ms
   },
 
   /** Launches one after the other; what each says of itself, and how long it took from here. */
-  async steps({ launches }) {
+  async steps({ launches, pause }) {
     const found = []
     for (let index = 0; index < launches; index += 1) {
+      await rest(pause)
       const start = performance.now()
       const { timings } = await mode.launch()
       found.push({ totalMs: performance.now() - start, timings })
     }
+    await settle()
     return found
+  },
+
+  /** The events of a trace: launches one after the other, and then some at once. */
+  async trace({ launches, inFlight, pause }) {
+    return mode.trace(async (launch) => {
+      for (let index = 0; index < launches; index += 1) {
+        await rest(pause)
+        await launch()
+      }
+      await rest(pause)
+      await Promise.all(Array.from({ length: inFlight }, launch))
+    })
   },
 
   /** Touches memory, and keeps it. */
@@ -86,6 +122,11 @@ const calls = {
     const slack = bytes - process.memoryUsage.rss()
     for (let made = 0; made < slack; made += BALLAST) ballast.push(Buffer.allocUnsafeSlow(BALLAST).fill(1))
     return process.memoryUsage.rss()
+  },
+
+  /** Has the fork server keep so many nests alive that nobody launches in. */
+  async crowd({ count }) {
+    await mode.crowd(count)
   },
 
   /** The fork server's process id. */

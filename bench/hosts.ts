@@ -13,6 +13,17 @@ export interface Sample {
   readonly preempted?: number
 }
 
+/** One mode's turn. */
+export interface Turn {
+  readonly launches: number
+  /** Milliseconds before each launch in which nothing happens; 0: back to back. */
+  readonly pause: number
+  /** What a sweep varies. */
+  readonly size?: number | undefined
+  /** Watch the event loop as well. */
+  readonly watch?: boolean | undefined
+}
+
 /** What a host says of where the time of one launch went. */
 export interface StepSample {
   readonly totalMs: number
@@ -62,8 +73,8 @@ export class Host {
   static async open(mode: string, programs: Programs, command: readonly string[] = []): Promise<Host> {
     const host = new Host(command)
     try {
-      const { trivial, hello } = programs
-      await host.#ask('open', { name: mode, programs: { trivial, hello } })
+      const { remove: _, ...paths } = programs
+      await host.#ask('open', { name: mode, programs: paths })
       return host
     } catch (error) {
       await host.close()
@@ -71,16 +82,25 @@ export class Host {
     }
   }
 
-  turn(launches: number, watch = false): Promise<Sample[]> {
-    return this.#ask('turn', { launches, watch })
+  /** Launches one after the other, each after a pause: see {@link Turn}. */
+  turn(turn: Turn): Promise<Sample[]> {
+    return this.#ask('turn', turn)
   }
 
   flood(launches: number, inFlight: number): Promise<number> {
     return this.#ask('flood', { launches, inFlight })
   }
 
-  steps(launches: number): Promise<StepSample[]> {
-    return this.#ask('steps', { launches })
+  steps(launches: number, pause: number): Promise<StepSample[]> {
+    return this.#ask('steps', { launches, pause })
+  }
+
+  trace(launches: number, inFlight: number, pause: number): Promise<object[]> {
+    return this.#ask('trace', { launches, inFlight, pause })
+  }
+
+  crowd(count: number): Promise<void> {
+    return this.#ask('crowd', { count })
   }
 
   grow(bytes: number): Promise<number> {

@@ -58,6 +58,7 @@ const revision = (): string => {
 export const describeMachine = (): Machine => {
   const bwrap = ask('bwrap', ['--version'])
   const unshare = ask('unshare', ['--version'])
+  const runtimes = ['crun', 'runc'].map((name) => [name, /[\d.]+/.exec(ask(name, ['--version']) ?? '')?.[0]] as const)
   return {
     kernel: os.release(),
     arch: os.machine(),
@@ -74,6 +75,7 @@ export const describeMachine = (): Machine => {
       execa: packageVersion('execa'),
       ...(bwrap === undefined ? undefined : { bwrap: bwrap.replace(/^\D*/, '') }),
       ...(unshare === undefined ? undefined : { unshare: unshare.replace(/^\D*/, '') }),
+      ...Object.fromEntries(runtimes.filter((entry): entry is [string, string] => entry[1] !== undefined)),
     },
   }
 }

@@ -2,12 +2,15 @@
 //
 //   npm run bench                      everything; into bench/runs, docs/benchmarks.md and README.md
 //   npm run bench -- ignore heap       some scenarios, printed; nothing of the documentation is touched
+//   npm run bench -- --skip sweep-rss  all but some; likewise
 //   npm run bench -- --quick           everything in small, within seconds: does the harness work?
+//   npm run bench -- --peer 'NAME=COMMAND {program}'   a command of yours beside the others
+//   npm run bench -- --trace FILE      some launches as a trace for ui.perfetto.dev, and nothing measured
 //   npm run bench -- --out FILE        the samples there, and nothing of the documentation touched
 //   npm run bench -- --report FILE     the documentation from the samples of an earlier run
 //   npm run bench -- --list            the scenarios
 
-import { existsSync, mkdirSync } from 'node:fs'
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -18,7 +21,10 @@ import { progress, progressDone } from './progress.ts'
 import { publish } from './publish.ts'
 import { reportOf } from './report.ts'
 import { appendRecords, readRun, type RunRecord, type ScenarioRecord, startFile } from './samples.ts'
-import { type Scenario, scenarios } from './scenarios.ts'
+import type { Scenario } from './measure.ts'
+import { peersOf } from './peers.ts'
+import { scenarios } from './scenarios/index.ts'
+import { traceLaunches } from './scenarios/steps.ts'
 import { FULL, QUICK, type Settings } from './settings.ts'
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
@@ -44,12 +50,12 @@ const defaultFile = (date: string, whole: boolean): string => {
 
 const measure = async (scenario: Scenario, settings: Settings, programs: Programs): Promise<ScenarioRecord[]> => {
   const { name } = scenario
-  progress(`${name.padEnd(12)} waiting for a quiet moment`)
+  progress(`${name.padEnd(16)} waiting for a quiet moment`)
   const before = await waitUntilQuiet(settings.look, settings.patience)
   const gate = new Gate(settings.patience)
   const ticks = readTicks()
   const start = performance.now()
-  progress(`${name.padEnd(12)} starting hosts`)
+  progress(`${name.padEnd(16)} starting hosts`)
   const records = await scenario.run({ scenario: name, settings, programs, gate })
   const seconds = tenths((performance.now() - start) / 1000)
   const steal = Math.round(stealBetween(ticks, readTicks()) * 1000) / 1000
@@ -67,18 +73,10 @@ const measureAll = async (
   file: string,
   settings: Settings,
   run: RunRecord,
+  programs: Programs,
 ): Promise<boolean> => {
   startFile(file, run)
-  const programs = compilePrograms()
   let complete = true
-  // Hosts end with their channel, and what they run with them; only files have to be thought of.
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-    process.once(signal, () => {
-      programs.remove()
-      progressDone()
-      process.exit(1)
-    })
-  }
   try {
     for (const scenario of chosen) {
       try {
@@ -97,10 +95,35 @@ const measureAll = async (
       }
     }
   } finally {
-    programs.remove()
     progressDone()
   }
   return complete
+}
+
+/** Compiles the programs, and removes them when the work is done or broken off. */
+const withPrograms = async <T>(peers: Programs['peers'], work: (programs: Programs) => Promise<T>): Promise<T> => {
+  const programs = compilePrograms(peers)
+  // Hosts end with their channel, and what they run with them; only files have to be thought of.
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    process.once(signal, () => {
+      programs.remove()
+      progressDone()
+      process.exit(1)
+    })
+  }
+  try {
+    return await work(programs)
+  } finally {
+    programs.remove()
+  }
+}
+
+/** Launches a little, and writes it down for a trace viewer. */
+const writeTrace = async (file: string, settings: Settings): Promise<void> => {
+  const context = { scenario: 'trace', settings, gate: new Gate(0) }
+  const traceEvents = await withPrograms({}, (programs) => traceLaunches({ ...context, programs }))
+  writeFileSync(file, JSON.stringify({ traceEvents, displayTimeUnit: 'ms' }))
+  out(`The trace is in ${file}: open it in https://ui.perfetto.dev.`)
 }
 
 const publishFile = async (file: string): Promise<void> => {
@@ -116,26 +139,40 @@ const main = async (): Promise<number> => {
       list: { type: 'boolean', default: false },
       out: { type: 'string' },
       report: { type: 'string' },
+      trace: { type: 'string' },
+      skip: { type: 'string', multiple: true, default: [] },
+      peer: { type: 'string', multiple: true, default: [] },
     },
   })
   if (values.list) {
-    for (const { name, what } of scenarios) out(`${name.padEnd(12)} ${what}`)
+    for (const { name, what } of scenarios) out(`${name.padEnd(16)} ${what}`)
     return 0
   }
   if (values.report !== undefined) {
     await publishFile(values.report)
     return 0
   }
-  const unknown = positionals.find((name) => scenarios.every((scenario) => scenario.name !== name))
+  const settings = values.quick ? QUICK : FULL
+  if (values.trace !== undefined) {
+    await writeTrace(values.trace, settings)
+    return 0
+  }
+  const peers = peersOf(values.peer)
+  if (typeof peers === 'string') {
+    complain(peers)
+    return 2
+  }
+  const unknown = [...positionals, ...values.skip].find((name) => scenarios.every((scenario) => scenario.name !== name))
   if (unknown !== undefined) {
     complain(`there is no scenario "${unknown}": see --list`)
     return 2
   }
-  const chosen = scenarios.filter(({ name }) => positionals.length === 0 || positionals.includes(name))
-  const whole = positionals.length === 0 && !values.quick
+  const asked = (name: string): boolean => positionals.length === 0 || positionals.includes(name)
+  const chosen = scenarios.filter(({ name }) => asked(name) && !values.skip.includes(name))
+  const whole = chosen.length === scenarios.length && !values.quick
   const run: RunRecord = { type: 'run', date: new Date().toISOString(), quick: values.quick, ...describeMachine() }
   const file = values.out === undefined ? defaultFile(run.date, whole) : path.resolve(values.out)
-  const complete = await measureAll(chosen, file, values.quick ? QUICK : FULL, run)
+  const complete = await withPrograms(peers, (programs) => measureAll(chosen, file, settings, run, programs))
   out(reportOf(readRun(file), () => ''))
   out(`\nThe samples are in ${path.relative(process.cwd(), file)}.`)
   if (whole && complete && values.out === undefined) await publishFile(file)

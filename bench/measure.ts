@@ -8,6 +8,13 @@ import type { Programs } from './programs.ts'
 import { rounded, type SampleRecord, type ScenarioRecord } from './samples.ts'
 import type { Settings } from './settings.ts'
 
+/** Something that can be measured by itself. */
+export interface Scenario {
+  readonly name: string
+  readonly what: string
+  run(context: Context): Promise<ScenarioRecord[]>
+}
+
 /** One of the series that are compared. */
 export interface Series {
   readonly mode: string
@@ -31,8 +38,19 @@ export interface Context {
   readonly gate: Gate
 }
 
-/** Modes that need a program which not every system has. */
-const OF_THE_SYSTEM: ReadonlySet<string> = new Set(['bwrap', 'unshare'])
+/** Modes that need a program which not every system has, or which not everybody may use. */
+const OF_THE_SYSTEM: ReadonlySet<string> = new Set(['bwrap', 'bwrap-binds', 'unshare', 'crun', 'runc'])
+
+/** What can be said of each turn. */
+export interface TurnOptions {
+  readonly launches?: number
+  readonly warmUp?: number
+  /** Launches of one turn. */
+  readonly turn?: number
+  readonly pause?: number
+  readonly watch?: boolean
+  readonly size?: number
+}
 
 /** Opens those that can be opened; the others become records that say why they are missing. */
 export const openAll = async (
@@ -62,17 +80,22 @@ export const closeAll = async (open: readonly OpenSeries[]): Promise<void> => {
 export const takeTurns = async (
   { scenario, settings, gate }: Context,
   open: readonly OpenSeries[],
-  { launches = settings.launches, warmUp = settings.warmUp, watch = false } = {},
+  options: TurnOptions = {},
 ): Promise<Map<OpenSeries, Sample[]>> => {
+  const { launches, warmUp, turn, pause, watch, size } = { ...settings, ...options }
   const samples = new Map<OpenSeries, Sample[]>(open.map((series) => [series, []]))
-  for (const { host } of open) await host.turn(warmUp, watch)
-  for (let done = 0, round = 0; done < launches; done += settings.turn, round += 1) {
+  for (const { host } of open) {
+    if (warmUp > 0) await host.turn({ launches: warmUp, pause, watch, size })
+  }
+  for (let done = 0, round = 0; done < launches; done += turn, round += 1) {
     progressBar(scenario, done, launches)
     await gate.pass()
     // Back and forth, so that nobody always comes after the same other one.
     const order = round % 2 === 0 ? open : open.toReversed()
     // The order is the point.
-    for (const series of order) samples.get(series)?.push(...(await series.host.turn(settings.turn, watch)))
+    for (const series of order) {
+      samples.get(series)?.push(...(await series.host.turn({ launches: turn, pause, watch, size })))
+    }
   }
   return samples
 }
@@ -82,6 +105,8 @@ export const toRecord = (
   { scenario, settings }: Context,
   { mode, variant = '' }: Series,
   samples: readonly Sample[],
+  { turn = settings.turn, pause = settings.pause }: TurnOptions = {},
+  at?: number,
 ): SampleRecord => {
   const column = (key: 'syncUs' | 'busyUs' | 'preempted'): number[] =>
     rounded(samples.map((sample) => sample[key] ?? 0))
@@ -91,7 +116,9 @@ export const toRecord = (
     scenario,
     mode,
     variant,
-    turn: settings.turn,
+    turn,
+    ...(at === undefined ? undefined : { at }),
+    pause,
     us: rounded(samples.map(({ us }) => us)),
     ...(watched ? { syncUs: column('syncUs'), busyUs: column('busyUs'), preempted: column('preempted') } : undefined),
   }
@@ -101,13 +128,16 @@ export const toRecord = (
 export const compare = async (
   context: Context,
   wanted: readonly Series[],
-  options?: { launches?: number; watch?: boolean },
+  options: TurnOptions = {},
 ): Promise<ScenarioRecord[]> => {
   const { open, missing } = await openAll(context, wanted)
   try {
     const samples = await takeTurns(context, open, options)
-    return [...[...samples].map(([series, taken]) => toRecord(context, series, taken)), ...missing]
+    return [...[...samples].map(([series, taken]) => toRecord(context, series, taken, options)), ...missing]
   } finally {
     await closeAll(open)
   }
 }
+
+/** Series of these modes, as they are. */
+export const plain = (modes: readonly string[]): Series[] => modes.map((mode) => ({ mode }))

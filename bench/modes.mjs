@@ -2,9 +2,17 @@
 //
 // A mode is opened once in the host that measures it; what comes back launches once per call, and rejects unless the program
 // did what it should. JavaScript, not TypeScript: a host is started without a loader (see ./host.mjs).
+//
+// - `launch(size)`: one launch; `size` is what a sweep varies;
+// - `settle()`, where something goes on after a launch: resolves when nothing does;
+// - `turn(launches, pause)` and `flood(launches, inFlight)`, where somebody else holds the clock;
+// - `server`, `crowd(count)`, `trace(work)`: of modes with a fork server.
 
 import { execFile, spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
+
+import { container } from './containers.mjs'
+import { floor } from './floor.mjs'
 
 /** What users get, not the sources: those would have to be compiled in the host. */
 const DIST = new URL('../dist/', import.meta.url)
@@ -19,12 +27,14 @@ const OUTPUT = 'ok'
 const unexpected = (what) => new Error(`the program did not do what it should: ${JSON.stringify(what)}`)
 
 /** `child_process.spawn` of anything, without stdio. */
-const spawned = (file, args) => () =>
-  new Promise((resolve, reject) => {
-    const child = spawn(file, args, IGNORE)
-    child.once('error', reject)
-    child.once('exit', (code, signal) => (code === 0 ? resolve() : reject(unexpected({ file, code, signal }))))
-  })
+const spawned =
+  (file, args, options = IGNORE) =>
+  () =>
+    new Promise((resolve, reject) => {
+      const child = spawn(file, args, options)
+      child.once('error', reject)
+      child.once('exit', (code, signal) => (code === 0 ? resolve() : reject(unexpected({ file, code, signal }))))
+    })
 
 /** A program of the system, if it is there and can do this at all. */
 const ifItWorks = async (file, args) => {
@@ -36,32 +46,119 @@ const ifItWorks = async (file, args) => {
 /** The host's directories that a sandbox of the host's system shows. */
 const SYSTEM = ['/usr', '/bin', '/sbin', '/lib', '/lib64', '/etc'].filter((directory) => existsSync(directory))
 
-/** A sandbox, made ready, on a fork server of its own. */
-const opened = async (program, policyOf) => {
-  const { ForkServer, Sandbox, policy } = await nestbox()
-  const server = await ForkServer.start()
-  const sandbox = await Sandbox.create(policyOf(policy).bind(program, '/program'), { server })
-  return { sandbox, server, close: () => server.destroy() }
+// ---- nestbox ----------------------------------------------------------------------------------------------------------------
+
+const sleep = (ms) => new Promise((resolve) => void setTimeout(resolve, ms))
+
+/** How long a warm nest may take to be replaced, in milliseconds. */
+const REFILL = 2000
+
+/**
+ * Waits until as many nests are warm as are to be. One may have gone because nobody launched for a while (other modes had
+ * their turn); then a launch that is not counted brings it back.
+ */
+const settled = async (server, wanted, launch) => {
+  for (let attempt = 0; attempt < 2; attempt += 1) {
+    const end = performance.now() + REFILL / 2
+    while (performance.now() < end) {
+      if (server.stats().warmNests >= wanted) return
+      await sleep(1)
+    }
+    await launch()
+  }
+  throw new Error(`of ${wanted} warm nests only ${server.stats().warmNests} are there`)
 }
 
-const ignoring = async (programs, policyOf) => {
-  const { sandbox, server, close } = await opened(programs.trivial, policyOf)
-  const launch = async () => {
-    const result = await sandbox.run('/program', [], IGNORE)
+/** A sandbox of `policyOf` with the program in it, made ready, on a fork server of its own. */
+const opened = async (program, options, policyOf) => {
+  const { ForkServer, Sandbox, policy, trace } = await nestbox()
+  const server = await ForkServer.start()
+  const sandbox = await Sandbox.create(policyOf(policy).bind(program, '/program'), { server, ...options })
+  return { sandbox, server, trace, policy, Sandbox }
+}
+
+/** A mode of nestbox: `launching(launcher)` gives what launches once. */
+const ours = async (program, options, policyOf, launching) => {
+  const { sandbox, server, trace, policy, Sandbox } = await opened(program, options, policyOf)
+  const launch = launching(sandbox)
+  const warm = options.warm ?? 1
+  const crowds = []
+  let crowded = 0
+  return {
+    launch,
+    server,
+    settle: warm === 0 ? undefined : () => settled(server, warm + crowded, launch),
+    async crowd(count) {
+      // A sandbox keeps no more than that.
+      const most = 1000
+      for (let index = 0; index * most < count; index += 1) {
+        crowds[index] ??= await Sandbox.create(policyOf(policy).bind(program, '/program').hostname(`crowd-${index}`), {
+          server,
+          warm: 0,
+        })
+        await crowds[index].warm(Math.min(count - index * most, most))
+      }
+      crowded = count
+    },
+    async trace(work) {
+      const recorder = trace()
+      await work(launching(recorder.record(sandbox)))
+      return recorder.toJSON().traceEvents
+    },
+    close: () => server.destroy(),
+  }
+}
+
+const hostSystem = (policy) => policy('host-system')
+
+const ignoring = (programs, options = {}, policyOf = hostSystem) =>
+  ours(programs.trivial, options, policyOf, (launcher) => async () => {
+    const result = await launcher.run('/program', [], IGNORE)
     if (result.exitCode !== 0) throw unexpected(result)
     return result
-  }
-  return { launch, server, close }
-}
+  })
 
-const capturing = async (programs, policyOf) => {
-  const { sandbox, server, close } = await opened(programs.hello, policyOf)
-  const launch = async () => {
-    const result = await sandbox.run('/program')
+const capturing = (programs, options = {}) =>
+  ours(programs.hello, options, hostSystem, (launcher) => async () => {
+    const result = await launcher.run('/program')
     if (result.exitCode !== 0 || result.stdout !== OUTPUT) throw unexpected(result)
     return result
+  })
+
+const TEXT = 64 * 1024
+
+/** So many bytes of arguments and environment, half of each, in strings of at most 64 KiB. */
+const vectors = (bytes) => {
+  const args = []
+  const env = {}
+  for (let left = Math.floor(bytes / 2), index = 0; left > 0; left -= TEXT, index += 1) {
+    const text = 'x'.repeat(Math.min(left, TEXT))
+    args.push(text)
+    env[`BENCH_${index}`] = text
   }
-  return { launch, server, close }
+  return { args, env }
+}
+
+/** Made once per size: what is measured is the launch. */
+const remembered = (make) => {
+  const made = new Map()
+  return (size) => {
+    if (!made.has(size)) made.set(size, make(size))
+    return made.get(size)
+  }
+}
+
+const muchOutput = (policy) => policy('host-system').limits({ output: '128MiB' })
+
+const MOUNT_POINTS = 64
+
+const mountPoint = (index) => `/mnt/${index}`
+
+/** As many as a launch of a sweep binds at the most. */
+const mountPoints = (policy) => {
+  let made = policy('host-system')
+  for (let index = 0; index < MOUNT_POINTS; index += 1) made = made.mountPoint(mountPoint(index))
+  return made
 }
 
 /** sandbox2's own request: no template, all mounts made for each launch. */
@@ -84,17 +181,23 @@ const requesting = async (programs, pivot) => {
   return { launch, server, close: () => server.destroy() }
 }
 
-export const modes = {
-  // ---- nestbox --------------------------------------------------------------------------------------------------------
+const BWRAP = ['--unshare-all', '--die-with-parent', '--clearenv', '--hostname', 'nestbox']
+  .concat(SYSTEM.flatMap((directory) => ['--ro-bind', directory, directory]))
+  .concat('--proc', '/proc', '--dev', '/dev', '--tmpfs', '/tmp')
 
-  /** The default policy: every namespace, the host's system read-only, all limits, the syscall filter. */
-  nestbox: (programs) => ignoring(programs, (policy) => policy('host-system')),
+const modes = {
+  /** The default: every namespace, the host's system read-only, all limits, the syscall filter; one nest kept warm. */
+  nestbox: (programs) => ignoring(programs),
+  /** The same with nothing made ahead: each launch makes its nest. */
+  'nestbox-cold': (programs) => ignoring(programs, { warm: 0 }),
+  'nestbox-warm-4': (programs) => ignoring(programs, { warm: 4 }),
   /** A policy that shows the program and nothing else. */
-  'nestbox-empty': (programs) => ignoring(programs, (policy) => policy('empty')),
+  'nestbox-cold-empty': (programs) => ignoring(programs, { warm: 0 }, (policy) => policy('empty')),
   /** The network namespace is one that launches share. */
-  'nestbox-shared-loopback': (programs) =>
-    ignoring(programs, (policy) => policy('host-system').network('shared-loopback')),
-  'nestbox-capture': (programs) => capturing(programs, (policy) => policy('host-system')),
+  'nestbox-cold-shared-loopback': (programs) =>
+    ignoring(programs, { warm: 0 }, (policy) => policy('host-system').network('shared-loopback')),
+  'nestbox-capture': (programs) => capturing(programs),
+  'nestbox-cold-capture': (programs) => capturing(programs, { warm: 0 }),
   /** No isolation, only somebody else's fork. */
   async unsandboxed({ trivial }) {
     const { ForkServer } = await nestbox()
@@ -110,9 +213,71 @@ export const modes = {
   'sandbox2-nested': (programs) => requesting(programs, 'nested'),
   'sandbox2-direct': (programs) => requesting(programs, 'direct'),
 
-  // ---- peers ----------------------------------------------------------------------------------------------------------
+  // ---- nestbox, with what sweeps vary ----------------------------------------------------------------------------------------
+
+  /** `size` bytes of output, captured. */
+  'nestbox-output': ({ emit }) => {
+    return ours(emit, {}, muchOutput, (launcher) => async (size = 0) => {
+      const { exitCode, stdout } = await launcher.run('/program', [String(size)], { encoding: 'buffer' })
+      if (exitCode !== 0 || stdout.length !== size) throw unexpected({ exitCode, size })
+    })
+  },
+  /** `size` bytes of arguments and environment. */
+  'nestbox-arguments': ({ trivial }) => {
+    const sized = remembered((size) => {
+      const { args, env } = vectors(size)
+      return { args, options: Object.freeze({ stdio: 'ignore', env }) }
+    })
+    return ours(trivial, {}, hostSystem, (launcher) => async (size = 0) => {
+      const { args, options } = sized(size)
+      const { exitCode } = await launcher.run('/program', args, options)
+      if (exitCode !== 0) throw unexpected({ exitCode, size })
+    })
+  },
+  /** `size` binds of the launch's own. */
+  'nestbox-binds': ({ trivial, scratch }) => {
+    const sized = remembered((size) => {
+      const binds = Object.fromEntries(Array.from({ length: size }, (_, index) => [mountPoint(index), scratch]))
+      return Object.freeze({ stdio: 'ignore', binds })
+    })
+    return ours(trivial, {}, mountPoints, (launcher) => async (size = 0) => {
+      const { exitCode } = await launcher.run('/program', [], sized(size))
+      if (exitCode !== 0) throw unexpected({ exitCode, size })
+    })
+  },
+
+  // ---- the floor --------------------------------------------------------------------------------------------------------------
+
+  'floor-bare': (programs) => floor('bare', programs),
+  'floor-cold': (programs) => floor('cold', programs, nestbox),
+  'floor-warm': (programs) => floor('warm', programs, nestbox),
+
+  // ---- peers ------------------------------------------------------------------------------------------------------------------
 
   spawn: ({ trivial }) => ({ launch: spawned(trivial, []) }),
+  'spawn-arguments': ({ trivial }) => {
+    const sized = remembered((size) => {
+      const { args, env } = vectors(size)
+      return spawned(trivial, args, { stdio: 'ignore', env })
+    })
+    return { launch: (size = 0) => sized(size)() }
+  },
+  /** As most programs collect output. */
+  'spawn-output': ({ emit }) => ({
+    launch: (size = 0) =>
+      new Promise((resolve, reject) => {
+        const child = spawn(emit, [String(size)], { stdio: ['ignore', 'pipe', 'pipe'] })
+        const chunks = []
+        child.stdout.on('data', (chunk) => chunks.push(chunk))
+        child.stderr.resume()
+        child.once('error', reject)
+        child.once('close', (code) => {
+          const { length } = Buffer.concat(chunks)
+          if (code === 0 && length === size) resolve()
+          else reject(unexpected({ code, length, size }))
+        })
+      }),
+  }),
   execFile: ({ hello }) => ({
     launch: () =>
       new Promise((resolve, reject) => {
@@ -139,11 +304,14 @@ export const modes = {
     }
   },
   /** As close to the default policy as its options go; without a syscall filter and without limits. */
-  bwrap({ trivial }) {
-    const namespaces = ['--unshare-all', '--die-with-parent', '--clearenv', '--hostname', 'nestbox']
-    const system = SYSTEM.flatMap((directory) => ['--ro-bind', directory, directory])
-    const mounts = ['--ro-bind', trivial, '/program', '--proc', '/proc', '--dev', '/dev', '--tmpfs', '/tmp']
-    return ifItWorks('bwrap', [...namespaces, ...system, ...mounts, '/program'])
+  bwrap: ({ trivial }) => ifItWorks('bwrap', [...BWRAP, '--ro-bind', trivial, '/program', '/program']),
+  'bwrap-binds': async ({ trivial, scratch }) => {
+    const sized = remembered((size) => {
+      const binds = Array.from({ length: size }, (_, index) => ['--ro-bind', scratch, `/mnt/${index}`])
+      return spawned('bwrap', [...BWRAP, ...binds.flat(), '--ro-bind', trivial, '/program', '/program'])
+    })
+    await sized(0)()
+    return { launch: (size = 0) => sized(size)() }
   },
   /** Namespaces alone: the host's whole tree, writable. */
   unshare: ({ trivial }) =>
@@ -161,4 +329,21 @@ export const modes = {
       '--kill-child',
       trivial,
     ]),
+  crun: (programs) => container('crun', programs, spawned),
+  runc: (programs) => container('runc', programs, spawned),
+}
+
+/** A command that the user of the benchmark names: words, of which `{program}` is the program. */
+const peer = async (words, { trivial }) => {
+  const [file, ...args] = words.map((word) => word.replaceAll('{program}', trivial))
+  return ifItWorks(file, args)
+}
+
+/** Makes a mode ready. */
+export const openMode = async (name, programs) => {
+  const words = programs.peers[name]
+  if (words !== undefined) return peer(words, programs)
+  const open = modes[name]
+  if (open === undefined) throw new Error(`there is no mode ${name}`)
+  return open(programs)
 }

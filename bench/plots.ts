@@ -4,9 +4,9 @@
 import * as vega from 'vega'
 import { compile, type TopLevelSpec } from 'vega-lite'
 
-import { label } from './report.ts'
+import { label, SWEEPS } from './report.ts'
 import type { Run, SampleRecord, StepsRecord, ThroughputRecord } from './samples.ts'
-import { IN_ALL } from './scenarios.ts'
+import { IN_ALL } from './scenarios/steps.ts'
 import { median, quantile } from './stats.ts'
 
 const GREY = '#808080'
@@ -35,8 +35,13 @@ const CONFIG = {
 
 const WIDTH = 560
 
-const isOurs = (mode: string): boolean =>
-  mode.startsWith('nestbox') || mode.startsWith('sandbox2') || mode === 'unsandboxed'
+/** Whose a mode is: that decides its colour. */
+type Kind = 'ours' | 'floor' | 'theirs'
+
+const kindOf = (mode: string): Kind => {
+  if (mode.startsWith('floor-')) return 'floor'
+  return mode.startsWith('nestbox') || mode.startsWith('sandbox2') || mode === 'unsandboxed' ? 'ours' : 'theirs'
+}
 
 const svg = (spec: object): Promise<string> => {
   const compiled = compile({ ...spec, config: CONFIG } as unknown as TopLevelSpec)
@@ -47,14 +52,14 @@ const samplesIn = (run: Run, scenario: string): SampleRecord[] =>
   run.records.filter((record): record is SampleRecord => record.type === 'samples' && record.scenario === scenario)
 
 /** From p50 to p99 on a logarithmic axis: a dot, a tick at p90, and a line. */
-const spread = (title: string, rows: readonly { name: string; ours: boolean; us: readonly number[] }[]): object => ({
+const spread = (title: string, rows: readonly { name: string; kind: Kind; us: readonly number[] }[]): object => ({
   width: WIDTH,
   height: { step: 26 },
   title,
   data: {
-    values: rows.map(({ name, ours, us }) => ({
+    values: rows.map(({ name, kind, us }) => ({
       name,
-      ours,
+      kind,
       p50: quantile(us, 0.5) / 1000,
       p90: quantile(us, 0.9) / 1000,
       p99: quantile(us, 0.99) / 1000,
@@ -64,9 +69,9 @@ const spread = (title: string, rows: readonly { name: string; ours: boolean; us:
   encoding: {
     y: { field: 'name', type: 'nominal', sort: null, axis: { title: null, grid: false, ticks: false, domain: false } },
     color: {
-      field: 'ours',
+      field: 'kind',
       type: 'nominal',
-      scale: { domain: [true, false], range: [OURS, THEIRS] },
+      scale: { domain: ['ours', 'floor', 'theirs'], range: [OURS, GREY, THEIRS] },
       legend: null,
     },
   },
@@ -100,18 +105,51 @@ const spread = (title: string, rows: readonly { name: string; ours: boolean; us:
 const spreadOf = (run: Run, scenario: string, title: string): object | undefined => {
   const rows = samplesIn(run, scenario).map(({ mode, variant, us }) => ({
     name: variant === '' ? label(mode) : `${label(mode)}, ${variant}`,
-    ours: isOurs(mode),
+    kind: kindOf(mode),
     us,
   }))
   return rows.length === 0 ? undefined : spread(title, rows)
 }
 
-/** What is ours is warm. */
-const LINES: Readonly<Record<string, string>> = {
-  nestbox: OURS,
-  'nestbox-shared-loopback': '#c09a20',
-  unsandboxed: '#b0607a',
-  spawn: THEIRS,
+/** Lines: what is ours is warm, and the floor is grey. */
+const LINES: readonly (readonly [prefix: string, colour: string])[] = [
+  ['nestbox-cold-shared', '#a05a2c'],
+  ['nestbox-cold', '#c09a20'],
+  ['nestbox', OURS],
+  ['unsandboxed', '#b0607a'],
+  ['sandbox2-nested', '#b0607a'],
+  ['sandbox2-direct', '#8a5fbf'],
+  ['floor-bare', '#a0a0a0'],
+  ['floor', GREY],
+  ['spawn', THEIRS],
+  ['bwrap', '#4c9a6a'],
+]
+
+const colourOf = (mode: string): string => LINES.find(([prefix]) => mode.startsWith(prefix))?.[1] ?? GREY
+
+/** The median of each mode at each point of a sweep. */
+const sweep = (run: Run, scenario: string, title: string): object | undefined => {
+  const records = samplesIn(run, scenario)
+  if (records.length === 0) return undefined
+  const modes = [...new Set(records.map(({ mode }) => mode))]
+  return {
+    width: WIDTH,
+    height: 220,
+    title: `${title.charAt(0).toLowerCase()}${title.slice(1)}: p50, ms`,
+    data: {
+      values: records.map(({ mode, variant, us }) => ({ mode: label(mode), point: variant, ms: median(us) / 1000 })),
+    },
+    mark: { type: 'line', point: { size: 60 }, strokeWidth: 2 },
+    encoding: {
+      x: { field: 'point', type: 'ordinal', sort: null, axis: { title: null, labelAngle: 0 } },
+      y: { field: 'ms', type: 'quantitative', scale: { type: 'log', nice: false, padding: 12 }, axis: { title: null } },
+      color: {
+        field: 'mode',
+        type: 'nominal',
+        scale: { domain: modes.map(label), range: modes.map(colourOf) },
+      },
+    },
+  }
 }
 
 const throughput = (run: Run): object | undefined => {
@@ -140,7 +178,7 @@ const throughput = (run: Run): object | undefined => {
       color: {
         field: 'mode',
         type: 'nominal',
-        scale: { domain: modes.map(label), range: modes.map((mode) => LINES[mode] ?? GREY) },
+        scale: { domain: modes.map(label), range: modes.map(colourOf) },
       },
     },
   }
@@ -187,6 +225,7 @@ export const plots = async (run: Run): Promise<Map<string, string>> => {
     ['mounts', spreadOf(run, 'mounts', 'a host with many mounts')],
     ['throughput', throughput(run)],
     ['steps', steps(run)],
+    ...SWEEPS.map(([scenario, title]) => [scenario, sweep(run, scenario, title)] as const),
   ]
   const drawn = new Map<string, string>()
   for (const [name, spec] of specs) {

@@ -1,7 +1,7 @@
 // The programs that are launched, compiled anew for every run into a directory of its own.
 
 import { execFileSync } from 'node:child_process'
-import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
+import { chmodSync, existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -12,16 +12,28 @@ export interface Programs {
   readonly trivial: string
   /** Writes a line and ends. */
   readonly hello: string
+  /** Writes as many bytes as it is told to. */
+  readonly emit: string
   /** Fills the machine with threads. */
   readonly sleepers: string
   /** An empty directory. */
   readonly scratch: string
+  /** The floor (bench/floor), if it was built. */
+  readonly floor: string | undefined
+  /** Commands that the user named, by mode, in words. */
+  readonly peers: Readonly<Record<string, readonly string[]>>
   remove(): void
 }
 
 const SOURCES = fileURLToPath(new URL('programs', import.meta.url))
 
-export const compilePrograms = (): Programs => {
+/** What `scripts/bench.mjs` built. */
+const builtFloor = (): string | undefined => {
+  const file = process.env['NESTBOX_FLOOR'] ?? ''
+  return existsSync(file) ? file : undefined
+}
+
+export const compilePrograms = (peers: Programs['peers'] = {}): Programs => {
   const directory = mkdtempSync(path.join(tmpdir(), 'nestbox-bench-'))
   // Sandboxees have other ids.
   chmodSync(directory, 0o755)
@@ -39,8 +51,11 @@ export const compilePrograms = (): Programs => {
     return {
       trivial: compile('trivial', 'trivial.c', ...bare),
       hello: compile('hello', 'trivial.c', '-DSAY', ...bare),
+      emit: compile('emit', 'emit.c', '-static'),
       sleepers: compile('sleepers', 'sleepers.c', '-pthread'),
       scratch: mkdtempSync(path.join(directory, 'scratch-')),
+      floor: builtFloor(),
+      peers,
       remove,
     }
   } catch (cause) {

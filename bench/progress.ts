@@ -13,7 +13,7 @@ export const progress = (text: string): void => {
 export const progressBar = (scenario: string, done: number, all: number): void => {
   const width = 24
   const filled = Math.round((done / Math.max(all, 1)) * width)
-  progress(`${scenario.padEnd(12)} ${'█'.repeat(filled)}${'░'.repeat(width - filled)} ${done}/${all}`)
+  progress(`${scenario.padEnd(16)} ${'█'.repeat(filled)}${'░'.repeat(width - filled)} ${done}/${all}`)
 }
 
 /** Removes the line. */

@@ -5,7 +5,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 import { plots } from './plots.ts'
-import { reportOf, summaryOf } from './report.ts'
+import { reportOf, summaryOf, SWEEPS } from './report.ts'
 import type { Run } from './samples.ts'
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
@@ -32,14 +32,33 @@ is compared was therefore measured at the same time; absolute numbers are those 
 - \`sandbox.run\` is \`policy('host-system')\` with the program bound into it: all namespaces, fresh /proc, private /tmp, no
   capabilities, the syscall filter, all default limits. \`bwrap\` gets options that come as close as it can; it applies no limits and no
   syscall filter.
+- A sandbox keeps one nest *warm* unless it is told otherwise, so all launches but the first find most of their work done.
+  \`warm: 0\` is the same with nothing made ahead.
+
+  A warm nest is replaced in the background, a third of a millisecond after its launch, by half a millisecond's work. **That work
+  is in no sample, nobody's**: before each launch, in all modes alike, the host waits until its warm nests are back and then rests for
+  two milliseconds. It is not free, though. *Without pauses* and *Throughput* are where it is paid for: there each launch
+  follows the one before at once.
+- *The floor* is a program of its own (\`bench/floor\`): the system calls of a launch and nothing else. It resolves the same policy,
+  builds the same tree from a static process as small as our templates, and for each launch makes the same namespaces, mounts,
+  masks, id maps, limits and filter. It has no protocol (one byte says go, four say the status), no JavaScript, no supervision
+  and no accounts, and holds the clock itself. *Cold* begins with the clone and *warm* with the message to a nest that
+  waits; both end when the program's status is known, as a result does, and before its init is reaped. *Bare* is vfork, exec and
+  wait without any isolation. For throughput as many processes of it launch at once as are in flight, but no more than two for each
+  processor, which is where it is fastest; each reaps its inits.
 - Between turns it looks for 60 ms, with all hosts idle, whether anybody else uses the machine, and waits while they do, for five
   minutes a scenario at the most. What is measured is never chosen by its outcome. How quiet it was is below the numbers.
-- 20,000 threads can't take turns with none, being the whole machine's: these two are measured in alternating blocks.
+- 20,000 threads can't take turns with none, being the whole machine's: these two are measured in alternating blocks. The
+  sweeps over threads, memory and nests alive go upwards, one point after the other.
+- The memory of a warm nest is the difference that many of them make. Its sandboxee runs in its init's memory until it executes, and
+  that is counted once.
 - Samples are kept: \`bench/runs\` has one file a run, a JSON line for each series. \`npm run bench -- --report FILE\` makes this
   page from such a file again.
 
 \`npm run bench -- --list\` names the scenarios; \`npm run bench -- NAME...\` measures some of them and prints the tables;
-\`--quick\` shows within seconds that the harness works.
+\`--skip NAME\` leaves one out; \`--quick\` shows within seconds that the harness works. \`--peer 'NAME=COMMAND ... {program}'\` adds a
+command of yours to the comparison (words, no quotes; \`{program}\` is the path of the program). \`--trace FILE\` measures
+nothing and records some launches as a trace for [ui.perfetto.dev](https://ui.perfetto.dev).
 `
 
 /** The text with what is between the markers replaced; undefined if there are none. */
@@ -62,9 +81,7 @@ export const publish = async (run: Run): Promise<string[]> => {
       drawn.has(name) ? `![${ALTERNATIVES[name] ?? name}](${directory}/${name}.svg)` : ''
 
   const page = path.join(ROOT, 'docs', 'benchmarks.md')
-  const old = existsSync(page) ? readFileSync(page, 'utf8') : INTRODUCTION
-  const report = reportOf(run, imageFrom('benchmarks'))
-  writeFileSync(page, between(old, report) ?? between(INTRODUCTION, report) ?? '')
+  writeFileSync(page, between(INTRODUCTION, reportOf(run, imageFrom('benchmarks'))) ?? '')
 
   const readme = path.join(ROOT, 'README.md')
   const text = existsSync(readme)
@@ -83,4 +100,5 @@ const ALTERNATIVES: Readonly<Record<string, string>> = {
   mounts: 'Latency of a launch from a host with few mounts and with 320 more',
   throughput: 'Launches a second against the number in flight',
   steps: 'The steps of one launch, one after the other',
+  ...Object.fromEntries(SWEEPS.map(([scenario, title]) => [scenario, `How a launch grows: ${title.toLowerCase()}`])),
 }

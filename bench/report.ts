@@ -1,12 +1,13 @@
 // The report of a run as Markdown, made from its samples alone.
 
 import type { QuietRecord, Run, SampleRecord, StepsRecord, ThroughputRecord } from './samples.ts'
-import { IN_ALL } from './scenarios.ts'
+import { IN_ALL } from './scenarios/steps.ts'
 import { median, quantile } from './stats.ts'
 import {
   longestBlocks,
   memoryOf,
   MILLISECOND,
+  nestsOf,
   outcomes,
   ratioBetween,
   samplesOf,
@@ -17,9 +18,21 @@ import {
 /** What modes are called in tables and plots. */
 export const LABELS: Readonly<Record<string, string>> = {
   nestbox: 'sandbox.run',
-  'nestbox-empty': 'sandbox.run, empty policy',
-  'nestbox-shared-loopback': 'sandbox.run, shared loopback',
+  'nestbox-warm-4': 'sandbox.run, warm: 4',
+  'nestbox-cold': 'sandbox.run, warm: 0',
+  'nestbox-cold-empty': 'sandbox.run, warm: 0, empty policy',
+  'nestbox-cold-shared-loopback': 'sandbox.run, warm: 0, shared loopback',
   'nestbox-capture': 'sandbox.run',
+  'nestbox-cold-capture': 'sandbox.run, warm: 0',
+  'nestbox-output': 'sandbox.run',
+  'nestbox-arguments': 'sandbox.run',
+  'nestbox-binds': 'sandbox.run',
+  'floor-bare': 'floor: vfork, exec, wait',
+  'floor-warm': 'floor: warm nest',
+  'floor-cold': 'floor: cold nest',
+  'spawn-output': 'child_process.spawn',
+  'spawn-arguments': 'child_process.spawn',
+  'bwrap-binds': 'bwrap --unshare-all',
   unsandboxed: 'unsandboxed.run',
   'sandbox2-nested': "ForkClient, pivot 'nested'",
   'sandbox2-direct': "ForkClient, pivot 'direct'",
@@ -62,23 +75,59 @@ export const targetsTable = (run: Run): string =>
     5,
   )
 
-/** The latencies of a scenario, each against the one that all are compared with. */
+/** What of the kernel's work a mode does. */
+const FLOORS: Readonly<Record<string, string>> = {
+  nestbox: 'floor-warm',
+  'nestbox-cold': 'floor-cold',
+  'nestbox-cold-shared-loopback': 'floor-cold',
+  unsandboxed: 'floor-bare',
+  spawn: 'floor-bare',
+}
+
+/** Fewer samples than this say nothing about the slowest in a thousand. */
+const ENOUGH_FOR_P999 = 1000
+
+const against = (record: SampleRecord, other: SampleRecord | undefined): string => {
+  if (record === other) return '1'
+  const ratio = ratioBetween(record, other)
+  return ratio === undefined ? '–' : showEstimate(ratio)
+}
+
+/** The latencies of a scenario, each against the one that all are compared with, and against its floor. */
 const latencyTable = (run: Run, scenario: string, reference: string): string => {
   const base = samplesOf(run, scenario, reference)
   const series = run.records.filter(
     (record): record is SampleRecord => record.type === 'samples' && record.scenario === scenario,
   )
+  const withTail = series.some(({ us }) => us.length >= ENOUGH_FOR_P999)
+  const withFloor = series.some(({ mode }) => mode.startsWith('floor-'))
+  const quantiles = withTail ? [0.5, 0.9, 0.99, 0.999] : [0.5, 0.9, 0.99]
   const rows = series.map((record) => {
-    const ratio = record === base ? undefined : ratioBetween(record, base)
-    return [
-      label(record.mode),
-      micros(quantile(record.us, 0.5)),
-      micros(quantile(record.us, 0.9)),
-      micros(quantile(record.us, 0.99)),
-      record === base ? '1' : ratio === undefined ? '–' : showEstimate(ratio),
-    ]
+    const floor = samplesOf(run, scenario, FLOORS[record.mode] ?? '')
+    const cells = quantiles.map((q) => micros(quantile(record.us, q)))
+    return [label(record.mode)].concat(cells, against(record, base), withFloor ? against(record, floor) : [])
   })
-  return table(['µs', 'p50', 'p90', 'p99', `p50 against ${label(reference)}`], rows)
+  const names = quantiles.map((q) => `p${q * 100}`)
+  return table(
+    ['µs', ...names, `p50 against ${label(reference)}`, ...(withFloor ? ['p50 against its floor'] : [])],
+    rows,
+  )
+}
+
+/** The medians of a sweep: a row for each mode, a column for each point. */
+const sweepTable = (run: Run, scenario: string): string => {
+  const series = run.records.filter(
+    (record): record is SampleRecord => record.type === 'samples' && record.scenario === scenario,
+  )
+  const points = [...new Set(series.map(({ variant }) => variant))]
+  const rows = [...new Set(series.map(modeOf))].map((mode) => {
+    const cells = points.map((point) => {
+      const record = series.find((other) => other.mode === mode && other.variant === point)
+      return record === undefined ? '–' : micros(median(record.us))
+    })
+    return [label(mode)].concat(cells)
+  })
+  return table(['p50, µs', ...points], rows)
 }
 
 /** The latencies of a scenario that changes the host or the machine, each against itself before the change. */
@@ -135,6 +184,15 @@ const memoryTable = (run: Run): string | undefined => {
   const total = record.processes.reduce((sum, { pssKib }) => sum + pssKib, 0)
   const rows = record.processes.map(({ name, pssKib, rssKib }) => [`\`${name}\``, micros(pssKib), micros(rssKib)])
   return table(['process', 'PSS, KiB', 'RSS, KiB'], [...rows, ['together', micros(total), '']])
+}
+
+const nestsLine = (run: Run): string | undefined => {
+  const found = nestsOf(run)
+  if (found === undefined) return undefined
+  return [
+    `A warm nest takes ${found.pssKib} KiB of its processes' proportional memory, and with what the kernel needs for it`,
+    `${Math.round(found.availableKib)} KiB of the machine's (the difference that ${found.nests} of them make).`,
+  ].join('\n')
 }
 
 const throughputTable = (run: Run): string => {
@@ -226,6 +284,16 @@ export const reportOf = (run: Run, image: (name: string) => string): string => {
       image('latency'),
       latencyTable(run, 'ignore', 'spawn'),
     ),
+    ...section(
+      'back-to-back',
+      'Without pauses',
+      [
+        'Each launch right after the one before, in rows that are longer than what is ever made ahead: what is replaced in the',
+        'background now costs the launches that follow.',
+      ].join('\n'),
+      latencyTable(run, 'back-to-back', 'spawn'),
+    ),
+    ...section('tail', 'The tail', latencyTable(run, 'tail', 'spawn')),
     ...section('capture', 'The same, its output captured', latencyTable(run, 'capture', 'execFile')),
     ...section(
       'heap',
@@ -241,12 +309,18 @@ export const reportOf = (run: Run, image: (name: string) => string): string => {
     ...section('threads', 'A machine full of threads', image('threads'), growthTable(run, 'threads')),
     ...section('mounts', 'A host with many mounts', image('mounts'), growthTable(run, 'mounts')),
     ...section('throughput', 'Throughput', image('throughput'), throughputTable(run)),
-    ...section('memory', 'Memory', memoryTable(run)),
+    ...section('memory', 'Memory', memoryTable(run), nestsLine(run)),
     ...section(
       'steps',
       'Where the time goes',
       image('steps'),
       ...steps.flatMap((record) => [`${label(record.mode)}:`, stepsTable(record)]),
+    ),
+    ...(SWEEPS.some(([scenario]) => has(run, scenario))
+      ? ['## How it grows', 'Medians of few launches each: the shape is what to look at.']
+      : []),
+    ...SWEEPS.flatMap(([scenario, title]) =>
+      has(run, scenario) ? [`### ${title}`, image(scenario), sweepTable(run, scenario)] : [],
     ),
     '## Was the machine quiet?',
     [
@@ -259,6 +333,17 @@ export const reportOf = (run: Run, image: (name: string) => string): string => {
     .filter((part) => part !== '')
     .join('\n\n')
 }
+
+/** Sweeps, and what they are over. */
+export const SWEEPS: readonly (readonly [scenario: string, title: string])[] = [
+  ['sweep-rss', "With the host's memory"],
+  ['sweep-threads', 'With threads that sleep on the machine'],
+  ['sweep-mounts', "With the host's mounts"],
+  ['sweep-arguments', 'With arguments and environment'],
+  ['sweep-output', 'With output that is captured'],
+  ['sweep-binds', "With a launch's own binds"],
+  ['sweep-alive', 'With nests that are alive on the same fork server'],
+]
 
 /** What the README shows. */
 export const summaryOf = (run: Run, image: (name: string) => string): string =>

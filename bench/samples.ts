@@ -22,6 +22,10 @@ export interface SampleRecord {
   readonly variant: string
   /** Launches in a row before another mode had its turn. */
   readonly turn: number
+  /** What a sweep varied, as a number: bytes, threads, mounts, ... */
+  readonly at?: number
+  /** Milliseconds of rest before each launch; 0: back to back. */
+  readonly pause: number
   /** From the call until the result is known, in microseconds. */
   readonly us: readonly number[]
   /** The part of it that the call itself took, with the event loop waiting. */
@@ -59,6 +63,17 @@ export interface MemoryRecord {
   readonly processes: readonly { readonly name: string; readonly pssKib: number; readonly rssKib: number }[]
 }
 
+/** What a warm nest takes: the difference that so many of them make, divided by their number. */
+export interface NestsRecord {
+  readonly type: 'nests'
+  readonly scenario: string
+  readonly nests: number
+  /** Proportional set size of their processes; memory that two of them share is counted once. */
+  readonly pssKib: number
+  /** What the machine has less of: the kernel's memory for namespaces, mounts and processes is in it. */
+  readonly availableKib: number
+}
+
 /** A mode that could not be measured, and why. */
 export interface MissingRecord {
   readonly type: 'missing'
@@ -86,7 +101,14 @@ export interface QuietRecord {
   readonly waited: number
 }
 
-export type ScenarioRecord = SampleRecord | ThroughputRecord | StepsRecord | MemoryRecord | MissingRecord | QuietRecord
+export type ScenarioRecord =
+  | SampleRecord
+  | ThroughputRecord
+  | StepsRecord
+  | MemoryRecord
+  | NestsRecord
+  | MissingRecord
+  | QuietRecord
 
 /** A whole run. */
 export interface Run {

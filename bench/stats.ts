@@ -47,7 +47,7 @@ const drawTurns = (length: number, turn: number, next: () => number): number[] =
   return Array.from({ length: turns }, () => Math.floor(next() * turns) * turn)
 }
 
-const medianOfTurns = (values: readonly number[], turn: number, starts: readonly number[]): number => {
+const quantileOfTurns = (values: readonly number[], turn: number, starts: readonly number[], q: number): number => {
   const drawn = new Float64Array(starts.length * turn)
   let count = 0
   for (const start of starts) {
@@ -56,23 +56,34 @@ const medianOfTurns = (values: readonly number[], turn: number, starts: readonly
       count += 1
     }
   }
-  return quantileOfSorted(drawn.subarray(0, count).toSorted(), 0.5)
+  return quantileOfSorted(drawn.subarray(0, count).toSorted(), q)
 }
 
-/** The ratio of the medians of two series that were measured in turns. */
-export const ratioOfMedians = (over: readonly number[], under: readonly number[], turn: number): Estimate => {
+/** One series, and which of its quantiles. */
+export interface Part {
+  readonly values: readonly number[]
+  readonly q: number
+}
+
+/** The ratio of quantiles of two series that were measured in turns. */
+export const ratioOfQuantiles = (over: Part, under: Part, turn: number): Estimate => {
   const next = random(0x6e_65_73_74)
   const drawn = new Float64Array(RESAMPLES)
-  const paired = over.length === under.length
+  const paired = over.values.length === under.values.length
   for (let index = 0; index < RESAMPLES; index += 1) {
-    const starts = drawTurns(over.length, turn, next)
-    const others = paired ? starts : drawTurns(under.length, turn, next)
-    drawn[index] = medianOfTurns(over, turn, starts) / medianOfTurns(under, turn, others)
+    const starts = drawTurns(over.values.length, turn, next)
+    const others = paired ? starts : drawTurns(under.values.length, turn, next)
+    const top = quantileOfTurns(over.values, turn, starts, over.q)
+    drawn[index] = top / quantileOfTurns(under.values, turn, others, under.q)
   }
   const ratios = drawn.toSorted()
   return {
-    value: median(over) / median(under),
+    value: quantile(over.values, over.q) / quantile(under.values, under.q),
     low: quantileOfSorted(ratios, 0.025),
     high: quantileOfSorted(ratios, 0.975),
   }
 }
+
+/** The ratio of the medians of two series that were measured in turns. */
+export const ratioOfMedians = (over: readonly number[], under: readonly number[], turn: number): Estimate =>
+  ratioOfQuantiles({ values: over, q: 0.5 }, { values: under, q: 0.5 }, turn)

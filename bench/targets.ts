@@ -1,8 +1,8 @@
 // What nestbox promises, and whether a run shows it. A promise is kept if the estimate keeps it; the interval says how sure
 // that is.
 
-import type { MemoryRecord, Run, SampleRecord } from './samples.ts'
-import { type Estimate, median, quantile, ratioOfMedians } from './stats.ts'
+import type { MemoryRecord, NestsRecord, Run, SampleRecord, ThroughputRecord } from './samples.ts'
+import { type Estimate, median, quantile, ratioOfMedians, ratioOfQuantiles } from './stats.ts'
 
 /** One promise against what was measured. */
 export interface Outcome {
@@ -15,6 +15,13 @@ export interface Outcome {
   readonly beside?: string
 }
 
+/** The series of a mode at a point of a sweep. */
+export const pointOf = (run: Run, scenario: string, mode: string, at: number): SampleRecord | undefined =>
+  run.records.find(
+    (record): record is SampleRecord =>
+      record.type === 'samples' && record.scenario === scenario && record.mode === mode && record.at === at,
+  )
+
 /** The series of a mode; the only one, the first (`0`) or the second (`1`) of its variants. */
 export const samplesOf = (run: Run, scenario: string, mode: string, variant = 0): SampleRecord | undefined =>
   run.records.filter(
@@ -25,6 +32,9 @@ export const samplesOf = (run: Run, scenario: string, mode: string, variant = 0)
 export const memoryOf = (run: Run): MemoryRecord | undefined =>
   run.records.find((record): record is MemoryRecord => record.type === 'memory')
 
+export const nestsOf = (run: Run): NestsRecord | undefined =>
+  run.records.find((record): record is NestsRecord => record.type === 'nests')
+
 /** The ratio of two series, or nothing if one of them is missing. */
 export const ratioBetween = (over: SampleRecord | undefined, under: SampleRecord | undefined): Estimate | undefined =>
   over === undefined || under === undefined ? undefined : ratioOfMedians(over.us, under.us, over.turn)
@@ -32,11 +42,13 @@ export const ratioBetween = (over: SampleRecord | undefined, under: SampleRecord
 export const showEstimate = ({ value, low, high }: Estimate): string =>
   `${value.toFixed(2)} (${low.toFixed(2)}–${high.toFixed(2)})`
 
+type Beside = readonly (readonly [string, Estimate | undefined])[]
+
 const ratioOutcome = (
   measure: string,
-  most: number,
+  bound: { readonly most: number } | { readonly least: number },
   estimate: Estimate | undefined,
-  beside?: readonly (readonly [string, Estimate | undefined])[],
+  beside?: Beside,
 ): Outcome => {
   const also = (beside ?? [])
     .filter(([, other]) => other !== undefined)
@@ -44,12 +56,15 @@ const ratioOutcome = (
     .join(', ')
   return {
     measure,
-    target: `≤ ${most.toFixed(2)}`,
+    target: 'most' in bound ? `≤ ${bound.most.toFixed(2)}` : `≥ ${bound.least.toFixed(2)}`,
     measured: estimate === undefined ? undefined : showEstimate(estimate),
-    met: estimate === undefined ? undefined : estimate.value <= most,
+    met: estimate === undefined ? undefined : isWithin(estimate.value, bound),
     ...(also === '' ? undefined : { beside: also }),
   }
 }
+
+const isWithin = (value: number, bound: { readonly most: number } | { readonly least: number }): boolean =>
+  'most' in bound ? value <= bound.most : value >= bound.least
 
 /** The longest that one launch can have kept the event loop: in the call, or in all that came after it. */
 export const longestBlocks = ({ syncUs = [], busyUs = [] }: SampleRecord): number[] =>
@@ -104,45 +119,132 @@ const memoryOutcome = (run: Run): Outcome => {
   }
 }
 
+/** What a nest may take that waits for its launch. */
+const MOST_PER_NEST = 300
+
+const nestOutcome = (run: Run): Outcome => {
+  const found = nestsOf(run)
+  return {
+    measure: 'proportional memory of a warm nest',
+    target: `≤ ${MOST_PER_NEST} KiB`,
+    measured: found === undefined ? undefined : `${found.pssKib} KiB`,
+    met: found === undefined ? undefined : found.pssKib <= MOST_PER_NEST,
+    ...(found === undefined ? undefined : { beside: `with the kernel's own: ${Math.round(found.availableKib)} KiB` }),
+  }
+}
+
+/** The slowest in a hundred against the median, of one series. */
+const tailOf = (record: SampleRecord | undefined): Estimate | undefined =>
+  record === undefined
+    ? undefined
+    : ratioOfQuantiles({ values: record.us, q: 0.99 }, { values: record.us, q: 0.5 }, record.turn)
+
+/** Launches a second of one mode against another's. */
+const throughputRatio = (run: Run, inFlight: number, over: string, under: string): Estimate | undefined => {
+  const of = (mode: string): ThroughputRecord | undefined =>
+    run.records.find(
+      (record): record is ThroughputRecord =>
+        record.type === 'throughput' && record.mode === mode && record.inFlight === inFlight,
+    )
+  const [top, bottom] = [of(over), of(under)]
+  return top === undefined || bottom === undefined ? undefined : ratioOfMedians(top.perSecond, bottom.perSecond, 1)
+}
+
+/** Launches in flight, and bytes captured, that promises are about. */
+const IN_FLIGHT = 64
+const CAPTURED = 64 * 1024 ** 2
+
 export const outcomes = (run: Run): Outcome[] => {
   const of = (scenario: string, mode: string, variant?: number): SampleRecord | undefined =>
     samplesOf(run, scenario, mode, variant)
+  const ratio = (scenario: string, over: string, under: string): Estimate | undefined =>
+    ratioBetween(of(scenario, over), of(scenario, under))
   const growth = (scenario: string, mode: string): Estimate | undefined =>
     ratioBetween(of(scenario, mode, 1), of(scenario, mode, 0))
   return [
+    // ---- the first promises: against others, and whatever the host is like
     ratioOutcome(
       '`sandbox.run`, stdio ignored, against bare `child_process.spawn`',
-      0.6,
-      ratioBetween(of('ignore', 'nestbox'), of('ignore', 'spawn')),
+      { most: 0.6 },
+      ratio('ignore', 'nestbox', 'spawn'),
+      [['with nothing made ahead', ratio('ignore', 'nestbox-cold', 'spawn')]],
     ),
     ratioOutcome(
       '`sandbox.run`, capturing stdout, against `child_process.execFile`',
-      0.6,
-      ratioBetween(of('capture', 'nestbox-capture'), of('capture', 'execFile')),
+      { most: 0.6 },
+      ratio('capture', 'nestbox-capture', 'execFile'),
+      [['with nothing made ahead', ratio('capture', 'nestbox-cold-capture', 'execFile')]],
     ),
-    ratioOutcome(
-      '`sandbox.run` against `bwrap --unshare-all`',
-      0.12,
-      ratioBetween(of('ignore', 'nestbox'), of('ignore', 'bwrap')),
-    ),
-    ratioOutcome('the host at 1 GiB against itself at start', 1.2, growth('heap', 'nestbox'), [
+    ratioOutcome('`sandbox.run` against `bwrap --unshare-all`', { most: 0.12 }, ratio('ignore', 'nestbox', 'bwrap'), [
+      ['with nothing made ahead', ratio('ignore', 'nestbox-cold', 'bwrap')],
+    ]),
+    ratioOutcome('the host at 1 GiB against itself at start', { most: 1.2 }, growth('heap', 'nestbox'), [
       ['child_process.spawn', growth('heap', 'spawn')],
     ]),
     blockOutcome(run),
     ratioOutcome(
       "20,000 sleeping threads on the machine against none, `pivot: 'nested'`",
-      1.25,
+      { most: 1.25 },
       growth('threads', 'sandbox2-nested'),
       [
         ["pivot: 'direct'", growth('threads', 'sandbox2-direct')],
         ['sandbox.run', growth('threads', 'nestbox')],
+        ['sandbox.run, cold', growth('threads', 'nestbox-cold')],
         ['child_process.spawn', growth('threads', 'spawn')],
       ],
     ),
-    ratioOutcome('320 more mounts on the host against none', 1.2, growth('mounts', 'nestbox'), [
+    ratioOutcome('320 more mounts on the host against none', { most: 1.2 }, growth('mounts', 'nestbox'), [
+      ['sandbox.run, cold', growth('mounts', 'nestbox-cold')],
       ['bwrap', growth('mounts', 'bwrap')],
       ["pivot: 'nested'", growth('mounts', 'sandbox2-nested')],
     ]),
     memoryOutcome(run),
+    // ---- close to the floor
+    ratioOutcome(
+      'cold `sandbox.run` (`warm: 0`), all namespaces, against the cold floor',
+      { most: 1.3 },
+      ratio('ignore', 'nestbox-cold', 'floor-cold'),
+    ),
+    ratioOutcome(
+      'warm `sandbox.run` against bare vfork, exec and wait of the same program',
+      { most: 3.5 },
+      ratio('ignore', 'nestbox', 'floor-bare'),
+      [['the warm floor', ratio('ignore', 'floor-warm', 'floor-bare')]],
+    ),
+    ratioOutcome(
+      'warm `sandbox.run` against bare `child_process.spawn`',
+      { most: 0.3 },
+      ratio('ignore', 'nestbox', 'spawn'),
+      [['back to back', ratio('back-to-back', 'nestbox', 'spawn')]],
+    ),
+    ratioOutcome(
+      'a network namespace of its own against `shared-loopback`, cold, back to back',
+      { most: 1.1 },
+      ratio('back-to-back', 'nestbox-cold', 'nestbox-cold-shared-loopback'),
+      [['with pauses', ratio('ignore', 'nestbox-cold', 'nestbox-cold-shared-loopback')]],
+    ),
+    ratioOutcome('p99 against p50 of warm `sandbox.run`, one at a time', { most: 4 }, tailOf(of('tail', 'nestbox')), [
+      ['child_process.spawn', tailOf(of('tail', 'spawn'))],
+      ['the warm floor', tailOf(of('tail', 'floor-warm'))],
+    ]),
+    ratioOutcome(
+      'launches a second at 64 in flight against bare `child_process.spawn`',
+      { least: 2.5 },
+      throughputRatio(run, IN_FLIGHT, 'nestbox', 'spawn'),
+    ),
+    ratioOutcome(
+      'launches a second at 64 in flight against the floor on as many processors',
+      { least: 0.75 },
+      throughputRatio(run, IN_FLIGHT, 'nestbox', 'floor-cold'),
+    ),
+    nestOutcome(run),
+    ratioOutcome(
+      'capturing 64 MiB of output against `child_process.spawn` piping it',
+      { most: 1 },
+      ratioBetween(
+        pointOf(run, 'sweep-output', 'nestbox-output', CAPTURED),
+        pointOf(run, 'sweep-output', 'spawn-output', CAPTURED),
+      ),
+    ),
   ]
 }

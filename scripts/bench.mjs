@@ -2,7 +2,8 @@
 
 import path from 'node:path'
 
-import { bootstrap, root, run, typescript } from './common.mjs'
+import { bootstrap, buildStatic, root, run, typescript } from './common.mjs'
 
 bootstrap()
-run(process.execPath, [...typescript, path.join(root, 'bench', 'main.ts'), ...process.argv.slice(2)])
+const env = { NESTBOX_FLOOR: buildStatic('nestbox-floor', 'floor', ['bench/floor']) }
+run(process.execPath, [...typescript, path.join(root, 'bench', 'main.ts'), ...process.argv.slice(2)], { env })

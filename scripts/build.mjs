@@ -4,29 +4,19 @@
 import { rmSync } from 'node:fs'
 import path from 'node:path'
 
-import { bin, ensureDependencies, fail, have, helperPath, hostTriple, root, run, step } from './common.mjs'
+import { bin, buildStatic, ensureDependencies, fail, have, hostTriple, root, run, rustInputs, step } from './common.mjs'
 
 const buildNative = () => {
   if (!have('cargo') || !have('rustc')) {
     fail('building needs a Rust toolchain (1.88 or newer), and `cargo` is not on the PATH: see https://rustup.rs.')
   }
   const triple = hostTriple()
-  const helper = helperPath(triple)
-  const rust = ['Cargo.toml', 'Cargo.lock', 'crates', 'proto', 'rust-toolchain.toml', '.cargo']
-
-  // Static, because clone and exit from a static process cost 70 µs where a dynamically linked one takes 180, and so
-  // that one binary serves gnu and musl systems; position-independent, because it is what every sandboxee starts from.
-  // The flags go into the variable of this one target: RUSTFLAGS would reach build scripts and proc macros as well.
-  const flags = `CARGO_TARGET_${triple.toUpperCase().replaceAll('-', '_')}_RUSTFLAGS`
-  const helperArgs = ['build', '-p', 'nestbox-forkserver', '--profile', 'helper', '--target', triple]
-  step('helper', { inputs: rust, outputs: [helper], command: helperArgs }, () =>
-    run('cargo', helperArgs, { env: { [flags]: '-C target-feature=+crt-static -C relocation-model=pie' } }),
-  )
+  const helper = buildStatic('nestbox-forkserver', 'helper')
 
   const addon = `nestbox.${addonTuple(triple)}.node`
   const addonArgs = ['build', '--platform', '--esm', '--release', '--manifest-path', 'crates/node/Cargo.toml']
   addonArgs.push('--output-dir', '.', '--js', 'binding.js', '--dts', 'binding.d.ts')
-  const inputs = [...rust, path.relative(root, helper)]
+  const inputs = [...rustInputs, path.relative(root, helper)]
   step('addon', { inputs, outputs: [addon, 'binding.js', 'binding.d.ts'], command: addonArgs }, () =>
     run(bin('napi'), addonArgs, { env: { NESTBOX_FORKSERVER_IMAGE: helper } }),
   )

@@ -65,8 +65,32 @@ export const hostTriple = () => {
   return triple ?? fail('`rustc -vV` did not name its host.')
 }
 
+/** A static program that {@link buildStatic} makes. */
+const staticPath = (triple, program) => path.join(root, 'target', triple, 'helper', program)
+
 /** The fork server that `scripts/build.mjs` makes. */
-export const helperPath = (triple) => path.join(root, 'target', triple, 'helper', 'nestbox-forkserver')
+export const helperPath = (triple) => staticPath(triple, 'nestbox-forkserver')
+
+/** What every Rust program is made of. */
+export const rustInputs = ['Cargo.toml', 'Cargo.lock', 'crates', 'proto', 'rust-toolchain.toml', '.cargo']
+
+/**
+ * Builds a program as the fork server is built; its path.
+ *
+ * Static, because clone and exit from a static process cost 70 µs where a dynamically linked one takes 180, and so that one
+ * binary serves gnu and musl systems; position-independent, because it is what every sandboxee starts from. The flags go
+ * into the variable of this one target: RUSTFLAGS would reach build scripts and proc macros as well.
+ */
+export const buildStatic = (program, name, inputs = []) => {
+  const triple = hostTriple()
+  const to = staticPath(triple, program)
+  const flags = `CARGO_TARGET_${triple.toUpperCase().replaceAll('-', '_')}_RUSTFLAGS`
+  const command = ['build', '-p', program, '--profile', 'helper', '--target', triple]
+  step(name, { inputs: [...rustInputs, ...inputs], outputs: [to], command }, () =>
+    run('cargo', command, { env: { [flags]: '-C target-feature=+crt-static -C relocation-model=pie' } }),
+  )
+  return to
+}
 
 /** Every file below the given files and directories, in a stable order. */
 const filesBelow = (names) => {
