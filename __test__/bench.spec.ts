@@ -1,18 +1,20 @@
 // The benchmark harness, in small: everything in it runs, and what it leaves behind is what the report is made from.
 
 import { execFile } from 'node:child_process'
-import { existsSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 
 import test from 'ava'
 
+import { peersOf } from '../bench/peers.ts'
 import { plots } from '../bench/plots.ts'
 import { reportOf } from '../bench/report.ts'
 import { readRun } from '../bench/samples.ts'
 import { scenarios } from '../bench/scenarios/index.ts'
-import { median, quantile, ratioOfMedians } from '../bench/stats.ts'
+import { median, quantile, ratioOfMedians, ratioOfQuantiles } from '../bench/stats.ts'
+import type { TraceEvent } from '../index.ts'
 import { have, scratch } from './helpers.ts'
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
@@ -22,8 +24,10 @@ const bench = (...args: string[]): Promise<{ stdout: string; stderr: string }> =
 
 test('a quick run measures every scenario, and its samples make a report and plots', async (t) => {
   if (!have('cc') || !existsSync(path.join(ROOT, 'dist', 'index.js'))) return t.pass('there is no compiler or no build')
+  // Some eighty hosts start, one after the other.
+  t.timeout(300_000)
   const file = path.join(scratch(t), 'samples.jsonl')
-  const { stdout, stderr } = await bench('--quick', '--out', file)
+  const { stdout, stderr } = await bench('--quick', '--out', file, '--peer', 'through-env=env {program}')
   t.is(stderr, '', 'progress is for terminals')
   t.true(stdout.includes('| measure | target | measured |'))
   t.true(stdout.includes('A quick run'))
@@ -38,9 +42,12 @@ test('a quick run measures every scenario, and its samples make a report and plo
   for (const record of run.records) {
     if (record.type === 'samples') t.true(record.us.length >= 10 && record.us.every((us) => us > 0))
   }
+  t.true(run.records.some((record) => record.type === 'samples' && record.mode === 'peer: through-env'))
   t.true(stdout.startsWith(reportOf(run, () => '')), 'the report is made from the samples alone')
   const drawn = await plots(run)
-  t.deepEqual([...drawn.keys()], ['latency', 'capture', 'heap', 'threads', 'mounts', 'throughput', 'steps'])
+  const grown = scenarios.map(({ name }) => name).filter((name) => name.startsWith('sweep-'))
+  const names = ['latency', 'capture', 'heap', 'threads', 'mounts', 'throughput', 'steps', ...grown]
+  t.deepEqual([...drawn.keys()], names)
   for (const svg of drawn.values()) t.true(svg.startsWith('<svg') && !svg.includes('NaN'))
   return undefined
 })
@@ -49,6 +56,27 @@ test('an unknown scenario is refused, and the known ones are listed', async (t) 
   await t.throwsAsync(bench('no-such-scenario'), { message: /there is no scenario "no-such-scenario"/ })
   const { stdout } = await bench('--list')
   for (const { name } of scenarios) t.true(stdout.includes(`${name} `))
+})
+
+test('some launches become a trace, of warm ones and of cold ones', async (t) => {
+  if (!have('cc') || !existsSync(path.join(ROOT, 'dist', 'index.js'))) return t.pass('there is no compiler or no build')
+  const file = path.join(scratch(t), 'trace.json')
+  await bench('--quick', '--trace', file)
+  const { traceEvents } = JSON.parse(readFileSync(file, 'utf8')) as { traceEvents: TraceEvent[] }
+  const launches = traceEvents.filter(({ cat }) => cat === 'launch')
+  t.deepEqual(new Set(launches.map(({ args }) => args?.['warm'])), new Set([true, false]))
+  return undefined
+})
+
+test('a peer is a name and a command that launches the program', async (t) => {
+  t.deepEqual(peersOf(['a=b  -c {program}', 'd=/e/{program}']), {
+    'peer: a': ['b', '-c', '{program}'],
+    'peer: d': ['/e/{program}'],
+  })
+  t.is(typeof peersOf(['b {program}']), 'string')
+  t.is(typeof peersOf(['=b {program}']), 'string')
+  t.is(typeof peersOf(['a=b']), 'string')
+  await t.throwsAsync(bench('--peer', 'a=b'), { message: /launches no \{program\}/ })
 })
 
 test('quantiles are interpolated', (t) => {
@@ -64,4 +92,7 @@ test('a ratio comes with an interval that holds it, and is the same every time',
   t.is(ratio.value, 0.5)
   t.true(ratio.low <= 0.5 && ratio.high >= 0.5 && ratio.high - ratio.low < 0.1)
   t.deepEqual(ratioOfMedians(series(1), series(2), 5), ratio)
+  const values = series(1)
+  const tail = ratioOfQuantiles({ values, q: 0.99 }, { values, q: 0.5 }, 5)
+  t.true(tail.value > 1.05 && tail.value < 1.25 && tail.low <= tail.value && tail.high >= tail.value)
 })

@@ -8,6 +8,7 @@
 //   npm run bench -- --trace FILE      some launches as a trace for ui.perfetto.dev, and nothing measured
 //   npm run bench -- --out FILE        the samples there, and nothing of the documentation touched
 //   npm run bench -- --report FILE     the documentation from the samples of an earlier run
+//   npm run bench -- --patience 0      don't wait for a quiet machine (seconds per scenario, 300 if not said)
 //   npm run bench -- --list            the scenarios
 
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
@@ -140,6 +141,7 @@ const main = async (): Promise<number> => {
       out: { type: 'string' },
       report: { type: 'string' },
       trace: { type: 'string' },
+      patience: { type: 'string' },
       skip: { type: 'string', multiple: true, default: [] },
       peer: { type: 'string', multiple: true, default: [] },
     },
@@ -152,7 +154,13 @@ const main = async (): Promise<number> => {
     await publishFile(values.report)
     return 0
   }
-  const settings = values.quick ? QUICK : FULL
+  const sizes = values.quick ? QUICK : FULL
+  const patience = values.patience === undefined ? sizes.patience : Number(values.patience) * 1000
+  if (!(patience >= 0)) {
+    complain(`--patience wants seconds, and got "${values.patience}"`)
+    return 2
+  }
+  const settings: Settings = { ...sizes, patience }
   if (values.trace !== undefined) {
     await writeTrace(values.trace, settings)
     return 0

@@ -41,6 +41,10 @@ export interface Context {
 /** Modes that need a program which not every system has, or which not everybody may use. */
 const OF_THE_SYSTEM: ReadonlySet<string> = new Set(['bwrap', 'bwrap-binds', 'unshare', 'crun', 'runc'])
 
+/** Should this mode be there? What the system lacks need not, nor the floor where only `npm test` built. */
+const shouldBeThere = (mode: string, { floor }: Programs): boolean =>
+  mode.startsWith('floor-') ? floor !== undefined : !OF_THE_SYSTEM.has(mode)
+
 /** What can be said of each turn. */
 export interface TurnOptions {
   readonly launches?: number
@@ -66,7 +70,7 @@ export const openAll = async (
       open.push({ ...series, host })
     } catch (error) {
       const why = error instanceof Error ? error.message : String(error)
-      missing.push({ type: 'missing', scenario, mode: series.mode, why, fault: !OF_THE_SYSTEM.has(series.mode) })
+      missing.push({ type: 'missing', scenario, mode: series.mode, why, fault: shouldBeThere(series.mode, programs) })
     }
   }
   return { open, missing }

@@ -50,16 +50,16 @@ const SYSTEM = ['/usr', '/bin', '/sbin', '/lib', '/lib64', '/etc'].filter((direc
 
 const sleep = (ms) => new Promise((resolve) => void setTimeout(resolve, ms))
 
-/** How long a warm nest may take to be replaced, in milliseconds. */
-const REFILL = 2000
+/** How long a warm nest may take to be replaced, in milliseconds, before it is taken for one that nobody replaces. */
+const REFILL = 50
 
 /**
- * Waits until as many nests are warm as are to be. One may have gone because nobody launched for a while (other modes had
- * their turn); then a launch that is not counted brings it back.
+ * Waits until as many nests are warm as are to be. None is before the first launch, and later one may have gone because nobody
+ * launched for a while (other modes had their turn); then a launch that is not counted brings it back.
  */
 const settled = async (server, wanted, launch) => {
-  for (let attempt = 0; attempt < 2; attempt += 1) {
-    const end = performance.now() + REFILL / 2
+  for (let attempt = 0; attempt < 100; attempt += 1) {
+    const end = performance.now() + REFILL
     while (performance.now() < end) {
       if (server.stats().warmNests >= wanted) return
       await sleep(1)

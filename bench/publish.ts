@@ -10,7 +10,7 @@ import type { Run } from './samples.ts'
 
 const ROOT = fileURLToPath(new URL('..', import.meta.url))
 
-/** What lies between these is replaced; the rest of the file is its author's. */
+/** What lies between these is replaced in the README; the page itself is made as a whole. */
 const BEGIN = '<!-- benchmarks: made by `npm run bench`, do not edit -->'
 const END = '<!-- /benchmarks -->'
 

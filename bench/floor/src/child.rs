@@ -94,7 +94,9 @@ fn drop_capabilities() -> Result<(), Fault> {
     let header = [0x2008_0522_u32, 0];
     let none = [0_u32; 6];
     // SAFETY: version 3 takes two data structs.
-    unsafe { nestbox_sys::syscall!(libc::SYS_capset, header.as_ptr(), none.as_ptr()) }.during("capset").map(drop)
+    unsafe { nestbox_sys::syscall!(libc::SYS_capset, header.as_ptr(), none.as_ptr()) }
+        .during("capset")
+        .map(drop)
 }
 
 /// Says that it is ready, and waits.
@@ -107,7 +109,9 @@ fn wait_for_launch(socket: RawFd, cookie: u64) -> Result<(), Fault> {
     header.msg_iovlen = 1;
     let message = (&raw mut header) as usize;
     carried(cookie, libc::SYS_sendmsg, [socket as usize, message, 0, 0, 0, 0]).during("sendmsg: parked")?;
-    match carried(cookie, libc::SYS_recvmsg, [socket as usize, message, 0, 0, 0, 0]).during("recvmsg: launch")? {
+    match carried(cookie, libc::SYS_recvmsg, [socket as usize, message, 0, 0, 0, 0])
+        .during("recvmsg: launch")?
+    {
         // The driver has gone.
         0 => crate::launch::exit(0),
         _ => Ok(()),

@@ -10,8 +10,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{FromRawFd, RawFd};
 use std::process::ExitCode;
+use std::time::Instant;
 
-use nestbox_sys::process::monotonic_ns;
 use nestbox_sys::process;
 
 use crate::fault::{During, Fault, errno_of};
@@ -28,7 +28,8 @@ pub(crate) struct Commands {
 pub(crate) fn take_stdio() -> Result<Commands, Fault> {
     let moved = |fd: RawFd| {
         // SAFETY: numbers only.
-        unsafe { nestbox_sys::syscall!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, 10) }.during("fcntl: stdio")
+        unsafe { nestbox_sys::syscall!(libc::SYS_fcntl, fd, libc::F_DUPFD_CLOEXEC, 10) }
+            .during("fcntl: stdio")
     };
     let (from, to) = (moved(0)? as RawFd, moved(1)? as RawFd);
     let null = File::options()
@@ -54,7 +55,8 @@ pub(crate) fn serve(mut commands: Commands, launch: &Launch<'_>) -> Result<ExitC
     let mut line = String::new();
     loop {
         line.clear();
-        let read = commands.from.read_line(&mut line).map_err(|error| errno_of(&error)).during("read: command")?;
+        let read =
+            commands.from.read_line(&mut line).map_err(|error| errno_of(&error)).during("read: command")?;
         if read == 0 {
             return Ok(ExitCode::SUCCESS);
         }
@@ -92,27 +94,26 @@ fn flood(launches: u64, workers: u64, launch: &Launch<'_>) -> Result<String, Fau
     for index in 0..workers {
         let share = launches / workers + u64::from(index < launches % workers);
         // SAFETY: single-threaded; no CLONE_VM.
-        match unsafe { process::fork_with(0) }.during("clone3: worker")? {
-            Some(pid) => running.push(pid),
-            None => {
-                drop(tell);
-                work(share, &told, launch)
-            }
-        }
+        let worker = unsafe { process::fork_with(0) }.during("clone3: worker")?;
+        let Some(pid) = worker else {
+            drop(tell);
+            work(share, &told, launch)
+        };
+        running.push(pid);
     }
     drop(told);
-    let start = monotonic_ns();
+    let start = Instant::now();
     // All begin at this end of file.
     drop(tell);
     let mut failed = false;
     for pid in running {
         failed |= wait_for(pid)? != 0;
     }
-    let took = monotonic_ns() - start;
+    let took = start.elapsed();
     if failed {
         return Err(Fault::text("a worker failed"));
     }
-    Ok(format!("{{\"ms\":{:.3}}}", took as f64 / 1e6))
+    Ok(format!("{{\"ms\":{:.3}}}", took.as_secs_f64() * 1e3))
 }
 
 /// One worker: a share of the launches.

@@ -5,6 +5,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use nestbox_protocol::{Limits, Plan};
 use nestbox_sys::process::monotonic_ns;
@@ -30,8 +31,11 @@ const ENVIRONMENT: [&CStr; 4] = [
 ];
 
 /// Namespaces of every nest.
-const NEST_FLAGS: u64 =
-    (libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP) as u64;
+const NEST_FLAGS: u64 = (libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP) as u64;
 
 /// How long one launch took, in microseconds.
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +48,7 @@ pub(crate) struct Sample {
 
 impl Sample {
     fn of(start: u64, known: u64, reaped: u64) -> Self {
-        let micros = |end: u64| (end - start) as f64 / 1000.0;
+        let micros = |end: u64| Duration::from_nanos(end - start).as_secs_f64() * 1e6;
         Self { us: micros(known), reaped_us: micros(reaped) }
     }
 }
@@ -70,7 +74,7 @@ impl Launch<'_> {
 
 fn pause(us: u64) {
     if us > 0 {
-        std::thread::sleep(std::time::Duration::from_micros(us));
+        std::thread::sleep(Duration::from_micros(us));
     }
 }
 
@@ -86,7 +90,8 @@ pub(crate) fn exit(status: i32) -> ! {
 pub(crate) fn wait_for(pid: i32) -> Result<c_int, Fault> {
     let mut status: c_int = 0;
     // SAFETY: an integer of ours.
-    unsafe { nestbox_sys::syscall!(libc::SYS_wait4, pid, &raw mut status, libc::__WALL, 0) }.during("wait4")?;
+    unsafe { nestbox_sys::syscall!(libc::SYS_wait4, pid, &raw mut status, libc::__WALL, 0) }
+        .during("wait4")?;
     Ok(status)
 }
 
@@ -98,7 +103,11 @@ fn stack() -> *mut c_void {
 }
 
 fn expect_success(status: c_int) -> Result<(), Fault> {
-    if status == 0 { Ok(()) } else { Err(Fault::text(format!("the program ended with wait status {status:#x}"))) }
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(Fault::text(format!("the program ended with wait status {status:#x}")))
+    }
 }
 
 /// vfork, exec, wait.
@@ -137,7 +146,8 @@ impl Bare {
         };
         let start = monotonic_ns();
         // SAFETY: the stack is nobody else's; `execute` allocates nothing and does not return.
-        let pid = unsafe { process::vfork_on(self.stack, execute, (&raw mut exec).cast(), 0) }.during("clone")?;
+        let pid =
+            unsafe { process::vfork_on(self.stack, execute, (&raw mut exec).cast(), 0) }.during("clone")?;
         let status = wait_for(pid)?;
         let known = monotonic_ns();
         expect_success(status)?;

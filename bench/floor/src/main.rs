@@ -25,6 +25,7 @@ use std::process::ExitCode;
 
 use fault::Fault;
 use launch::{Bare, Launch, Nested};
+use tree::Template;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -53,7 +54,9 @@ fn nested(policy: &str, warm: bool) -> Result<ExitCode, Fault> {
     // In a process of its own: what resolving leaves behind in memory would be copied by each clone.
     let plan = tree::plan_of(policy)?;
     let ids = user::enter_user_namespace(&plan)?;
-    let Some(template) = tree::fork_template()? else { return tree::wait_for_template() };
-    let nested = Nested::new(&plan, ids, template.build(&plan)?, warm)?;
+    if !tree::fork_template()? {
+        return tree::wait_for_template();
+    }
+    let nested = Nested::new(&plan, ids, Template::build(&plan)?, warm)?;
     drive::serve(drive::take_stdio()?, &Launch::Nested(nested))
 }

@@ -4,6 +4,7 @@
 //! the fork server's order (`crates/forkserver/src/nest.rs`).
 
 use std::ffi::{CStr, CString};
+use std::fmt::Write;
 use std::fs;
 use std::os::fd::RawFd;
 
@@ -18,13 +19,28 @@ const PROC_FLAGS: u64 = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
 
 #[derive(Debug)]
 enum Fresh {
-    Mount { kind: &'static CStr, path: CString, flags: u64, options: CString },
+    Mount {
+        kind: &'static CStr,
+        path: CString,
+        flags: u64,
+        options: CString,
+    },
     /// Covered by the null device.
     Cover(CString),
     ReadOnly(CString),
-    Directory { path: CString, mode: u32 },
-    File { path: CString, content: Vec<u8>, mode: u32 },
-    Symlink { path: CString, points_to: CString },
+    Directory {
+        path: CString,
+        mode: u32,
+    },
+    File {
+        path: CString,
+        content: Vec<u8>,
+        mode: u32,
+    },
+    Symlink {
+        path: CString,
+        points_to: CString,
+    },
 }
 
 /// A nest of one policy.
@@ -89,9 +105,7 @@ impl Nest {
             Fresh::Mount { kind, path, flags, options } => {
                 mount(kind, path, kind, *flags, options).on("mount", path.to_bytes())
             }
-            Fresh::Cover(path) => {
-                mount_flags(c"/dev/null", path, libc::MS_BIND).on("cover", path.to_bytes())
-            }
+            Fresh::Cover(path) => mount_flags(c"/dev/null", path, libc::MS_BIND).on("cover", path.to_bytes()),
             Fresh::ReadOnly(path) => {
                 mount_flags(path, path, libc::MS_BIND).on("bind", path.to_bytes())?;
                 let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | PROC_FLAGS;
@@ -175,10 +189,10 @@ fn fresh_tmpfs(path: CString, tmpfs: &Tmpfs, plan: &Plan, ids: Ids) -> Result<Fr
     let [uid, gid] = ids.outer;
     let mut options = format!("mode={:o},uid={uid},gid={gid}", tmpfs.mode);
     if let Some(size) = size {
-        options += &format!(",size={size}");
+        let _ = write!(options, ",size={size}");
     }
     if tmpfs.inodes > 0 {
-        options += &format!(",nr_inodes={}", tmpfs.inodes);
+        let _ = write!(options, ",nr_inodes={}", tmpfs.inodes);
     }
     let flags = libc::MS_NOSUID | libc::MS_NODEV | if tmpfs.exec { 0 } else { libc::MS_NOEXEC };
     Ok(Fresh::Mount { kind: c"tmpfs", path, flags, options: c_string(options.as_bytes())? })

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use nestbox_policy::{MountPointKinds, Policy};
 use nestbox_protocol::{Bind, Mount, Plan, mount};
 use nestbox_sys::mount::{
-    ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountAttr, attach, mount, mount_flags, open_at, open_tree,
-    set_attributes,
+    ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountAttr, attach, mount, mount_flags, open_at,
+    open_tree, set_attributes,
 };
 use nestbox_sys::{Errno, process};
 use prost::Message;
@@ -55,9 +55,6 @@ fn resolve(file: &str) -> Result<Plan, Fault> {
     Ok(Plan::clone(&resolved.plan))
 }
 
-/// A process that is going to be a template.
-pub(crate) struct Unbuilt(());
-
 /// A template: this process.
 #[derive(Debug)]
 pub(crate) struct Template {
@@ -69,16 +66,16 @@ pub(crate) struct Template {
 
 static TEMPLATE: AtomicI32 = AtomicI32::new(0);
 
-/// Forks the template; `None` in the process that stays outside.
-pub(crate) fn fork_template() -> Result<Option<Unbuilt>, Fault> {
+/// Forks the template-to-be; false in the process that stays outside.
+pub(crate) fn fork_template() -> Result<bool, Fault> {
     let flags = (libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64;
     // SAFETY: single-threaded; no CLONE_VM.
     if let Some(pid) = unsafe { process::fork_with(flags) }.during("clone3: template")? {
         TEMPLATE.store(pid, Ordering::Relaxed);
-        return Ok(None);
+        return Ok(false);
     }
     process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as usize).during("prctl: PR_SET_PDEATHSIG")?;
-    Ok(Some(Unbuilt(())))
+    Ok(true)
 }
 
 /// The other process's part.
@@ -87,8 +84,9 @@ pub(crate) fn wait_for_template() -> Result<ExitCode, Fault> {
     Ok(if status == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-impl Unbuilt {
-    pub(crate) fn build(self, plan: &Plan) -> Result<Template, Fault> {
+impl Template {
+    /// Makes this process one.
+    pub(crate) fn build(plan: &Plan) -> Result<Self, Fault> {
         let network = make_network()?;
         mount_flags(c"none", c"/", libc::MS_REC | libc::MS_PRIVATE).during("mount: private")?;
         let sources = plan.template_mounts.iter().map(open_source).collect::<Result<Vec<_>, _>>()?;
@@ -101,7 +99,7 @@ impl Unbuilt {
         let sealed = MountAttr { set: ATTR_NOSUID | ATTR_NODEV | ATTR_RDONLY, ..MountAttr::default() };
         set_attributes(root.as_fd(), &sealed, false).during("mount_setattr: /")?;
         process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).during("prctl: PR_SET_NO_NEW_PRIVS")?;
-        Ok(Template { proc, network })
+        Ok(Self { proc, network })
     }
 }
 
@@ -127,8 +125,8 @@ fn text(bytes: &[u8]) -> Result<&str, Fault> {
 
 fn open_source(step: &Mount) -> Result<Option<OwnedFd>, Fault> {
     let Some(mount::Kind::Bind(bind)) = &step.kind else { return Ok(None) };
-    let opened = open_tree(libc::AT_FDCWD, &c_string(&bind.source)?, bind.directory)
-        .on("open_tree", &bind.source)?;
+    let opened =
+        open_tree(libc::AT_FDCWD, &c_string(&bind.source)?, bind.directory).on("open_tree", &bind.source)?;
     set_attributes(opened.as_fd(), &attributes(bind), true).on("mount_setattr", &bind.source)?;
     Ok(Some(opened))
 }
@@ -180,8 +178,8 @@ fn carry_out(step: &Mount, source: Option<OwnedFd>) -> Result<(), Fault> {
         }
         (Some(mount::Kind::Symlink(link)), _) => symlink(text(&link.points_to)?, path),
         (Some(mount::Kind::Bind(_)), Some(source)) => {
-            let target =
-                open_at(libc::AT_FDCWD, &c_string(&step.path)?, libc::O_PATH, 0, 0).on("openat2", &step.path)?;
+            let target = open_at(libc::AT_FDCWD, &c_string(&step.path)?, libc::O_PATH, 0, 0)
+                .on("openat2", &step.path)?;
             return attach(source.as_raw_fd(), target.as_fd()).on("move_mount", &step.path);
         }
         _ => return Err(Fault::text(format!("the plan has something else at {path}"))),
