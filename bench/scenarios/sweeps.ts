@@ -1,6 +1,8 @@
 // How the cost of a launch grows: with the host's memory, the machine's threads, the host's mounts, the size of what is passed,
 // captured and bound, and the number of nests alive. Few points and few launches each: the shape is what is looked at.
 
+import os from 'node:os'
+
 import {
   closeAll,
   type Context,
@@ -102,8 +104,9 @@ const count = (unit: string) => (at: number) => `${at.toLocaleString('en')} ${un
 const rss = overStates(
   'sweep-rss',
   "the host's memory",
-  ['nestbox', 'nestbox-cold', 'spawn'],
-  ({ settings }) => settings.sweeps.rss,
+  ['nestbox', 'spawn'],
+  // Two hosts of that size, and room for everybody else.
+  ({ settings }) => settings.sweeps.rss.filter((at) => 3 * at < os.freemem()),
   (at) => (at === 0 ? 'at start' : binary(at)),
   async (at, open) => {
     for (const { host } of open) await host.grow(at)
