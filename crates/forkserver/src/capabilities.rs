@@ -5,6 +5,7 @@ use nestbox_sys::Errno;
 pub(crate) const CAP_KILL: u64 = 1 << 5;
 pub(crate) const CAP_SETGID: u64 = 1 << 6;
 pub(crate) const CAP_SETUID: u64 = 1 << 7;
+pub(crate) const CAP_SYS_PTRACE: u64 = 1 << 19;
 pub(crate) const CAP_SYS_ADMIN: u64 = 1 << 21;
 pub(crate) const CAP_SETFCAP: u64 = 1 << 31;
 

@@ -18,6 +18,7 @@ use crate::capabilities;
 use crate::fault::{At, Fault};
 use crate::initial::write_single_maps;
 use crate::launch::{Ids, Prepared, Program};
+use crate::listener;
 use crate::parked::{self, Orders, Parking};
 use crate::report::{self, Marks};
 
@@ -64,6 +65,8 @@ pub(crate) struct Child<'a> {
     pub(crate) filter: &'a [u8],
     /// What lets the calls below [`isolate`] pass the filter; see `Plan.launch_cookie`.
     pub(crate) cookie: u64,
+    /// Where the listener goes, if the filter asks a supervisor.
+    pub(crate) handover: Option<RawFd>,
     /// A proc in which `self` is this process.
     pub(crate) proc: RawFd,
     /// A user namespace of its own, no capabilities, no new privileges.
@@ -130,8 +133,7 @@ fn isolate(child: &mut Child<'_>) -> Result<(), Fault<'static>> {
 fn wait_for_launch<'a>(child: &mut Child<'a>, parking: Parking) -> Result<&'a Prepared<'a>, Outcome<'a>> {
     report::parked(parking.socket());
     if parked::UNDER_FILTER {
-        install(child.filter).map_err(Outcome::Failed)?;
-        child.filter = &[];
+        install(child).map_err(Outcome::Failed)?;
     }
     let orders = parked::wait(parking, child.ids, child.cookie, &mut child.marks);
     match orders.map_err(Outcome::Failed)? {
@@ -145,12 +147,16 @@ fn wait_for_launch<'a>(child: &mut Child<'a>, parking: Parking) -> Result<&'a Pr
 /// is made carries the cookie.
 fn carry_out<'a>(child: &mut Child<'a>, launch: &'a Prepared<'a>) -> Result<Infallible, Fault<'a>> {
     let cookie = child.cookie;
+    if child.handover.is_some() {
+        // While the way to init is still open.
+        install(child)?;
+    }
     map_fds(launch, cookie)?;
     // In the nested user namespace: RLIMIT_NPROC set before it counts all of the caller's sandboxes together.
     set_limits(launch, cookie)?;
     change_directory(launch, cookie)?;
     if child.sandboxed {
-        install(child.filter)?;
+        install(child)?;
     }
     child.marks.add_at(Step::InstallFilter, now(cookie));
     execute(launch, cookie)
@@ -339,11 +345,16 @@ fn disable_speculation() -> Result<(), Fault<'static>> {
     Ok(())
 }
 
-fn install(filter: &[u8]) -> Result<(), Fault<'static>> {
+/// Installs the filter, unless that was done.
+fn install(child: &mut Child<'_>) -> Result<(), Fault<'static>> {
+    let filter = std::mem::take(&mut child.filter);
     if filter.is_empty() {
         return Ok(());
     }
-    install_filter(filter).at(Step::InstallFilter, "seccomp", b"")
+    match child.handover {
+        Some(to_init) => listener::install(filter, to_init, child.cookie),
+        None => install_filter(filter).at(Step::InstallFilter, "seccomp", b""),
+    }
 }
 
 /// Executes the program; comes back only with the reason why not. Among several candidates the first errno that says

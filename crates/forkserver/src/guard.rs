@@ -35,6 +35,18 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_fcntl,
 ];
 
+/// What it needs beside that as the supervisor of a filter that asks: to read what a call's pointers lead to, and of
+/// ioctl(2) these requests.
+const SUPERVISING: &[libc::c_long] = &[libc::SYS_process_vm_readv];
+
+/// The one to set flags comes before the filter, when the listener does.
+const REQUESTS: [libc::Ioctl; 4] = [
+    libc::SECCOMP_IOCTL_NOTIF_RECV,
+    libc::SECCOMP_IOCTL_NOTIF_SEND,
+    libc::SECCOMP_IOCTL_NOTIF_ID_VALID,
+    libc::SECCOMP_IOCTL_NOTIF_ADDFD,
+];
+
 #[cfg(target_arch = "x86_64")]
 const AUDIT_ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
@@ -43,6 +55,8 @@ const AUDIT_ARCH: u32 = 0xc000_00b7;
 /// Offsets in `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
+/// The low half of the second argument. An ioctl request has no more to the kernel.
+const REQUEST: u32 = 24;
 
 const SECCOMP_RET_KILL_PROCESS: u32 = 0x8000_0000;
 const SECCOMP_RET_ALLOW: u32 = 0x7fff_0000;
@@ -60,18 +74,29 @@ const fn jump_if_equal(k: u32, then: u8, otherwise: u8) -> libc::sock_filter {
     }
 }
 
-/// The compiled filter.
-pub(crate) fn program() -> Vec<u8> {
+/// The compiled filter; `supervises`: of an init that answers for the sandboxee's.
+pub(crate) fn program(supervises: bool) -> Vec<u8> {
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    let count = ALLOWED.len() as u8;
+    let (more, requests) = if supervises { (SUPERVISING, &REQUESTS[..]) } else { (&[][..], &[][..]) };
+    let numbers: Vec<libc::c_long> = [ALLOWED, more].concat();
+    // ioctl(2) itself and the requests, behind the numbers.
+    let tail = if requests.is_empty() { 0 } else { requests.len() as u8 + 2 };
+    let count = numbers.len() as u8 + tail;
     let mut program = vec![
         statement(load, ARCH),
         // A foreign architecture goes to the kill at the end.
         jump_if_equal(AUDIT_ARCH, 0, count + 1),
         statement(load, NUMBER),
     ];
-    for (index, &number) in ALLOWED.iter().enumerate() {
+    for (index, &number) in numbers.iter().enumerate() {
         program.push(jump_if_equal(number as u32, count - index as u8, 0));
+    }
+    if !requests.is_empty() {
+        program.push(jump_if_equal(libc::SYS_ioctl as u32, 0, tail - 1));
+        program.push(statement(load, REQUEST));
+        for (index, &request) in requests.iter().enumerate() {
+            program.push(jump_if_equal(request as u32, (requests.len() - index) as u8, 0));
+        }
     }
     program.push(statement(libc::BPF_RET | libc::BPF_K, SECCOMP_RET_KILL_PROCESS));
     program.push(statement(libc::BPF_RET | libc::BPF_K, SECCOMP_RET_ALLOW));
@@ -86,8 +111,8 @@ mod tests {
     use nestbox_sys::process;
 
     /// Runs `body` under the filter in a child; returns its wait status.
-    fn under_guard(body: fn() -> !) -> i32 {
-        let program = program();
+    fn under_guard(supervises: bool, body: fn() -> !) -> i32 {
+        let program = program(supervises);
         // SAFETY: the child only makes raw system calls.
         let pid = unsafe { process::fork_with(0) }.expect("fork");
         let Some(pid) = pid else {
@@ -103,21 +128,63 @@ mod tests {
         status
     }
 
+    fn exited(status: i32) -> bool {
+        libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7
+    }
+
+    fn killed(status: i32) -> bool {
+        libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS
+    }
+
+    fn getppid() -> ! {
+        // SAFETY: takes nothing.
+        let _ = unsafe { nestbox_sys::syscall!(libc::SYS_getppid) };
+        crate::exit(7)
+    }
+
+    fn execve() -> ! {
+        // SAFETY: null pointers give EFAULT where the call is allowed at all.
+        let _ = unsafe { nestbox_sys::syscall!(libc::SYS_execve, 0, 0, 0) };
+        crate::exit(7)
+    }
+
+    fn control(request: u64) {
+        // SAFETY: -1 is no fd: EBADF where the call is allowed at all.
+        let _ = unsafe { nestbox_sys::syscall!(libc::SYS_ioctl, -1_i32, request, 0) };
+    }
+
     #[test]
     fn init_can_exit_and_nothing_else_works() {
-        let status = under_guard(|| crate::exit(7));
-        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 7, "{status:x}");
-        let status = under_guard(|| {
-            // SAFETY: takes nothing.
-            let _ = unsafe { nestbox_sys::syscall!(libc::SYS_getppid) };
+        for supervises in [false, true] {
+            assert!(exited(under_guard(supervises, || crate::exit(7))));
+            assert!(killed(under_guard(supervises, getppid)));
+            assert!(killed(under_guard(supervises, execve)));
+        }
+    }
+
+    #[test]
+    fn only_a_supervisor_reads_memory_and_answers_calls() {
+        let answer = || -> ! {
+            for request in REQUESTS {
+                control(request as u64);
+                // The kernel looks at the low half.
+                control(request as u64 | 7 << 32);
+            }
+            // SAFETY: no vectors.
+            let _ = unsafe { nestbox_sys::syscall!(libc::SYS_process_vm_readv, 1, 0, 0, 0, 0, 0) };
             crate::exit(7)
-        });
-        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS, "{status:x}");
-        let status = under_guard(|| {
-            // SAFETY: null pointers give EFAULT where the call is allowed at all.
-            let _ = unsafe { nestbox_sys::syscall!(libc::SYS_execve, 0, 0, 0) };
+        };
+        assert!(killed(under_guard(false, answer)));
+        assert!(exited(under_guard(true, answer)));
+        let other = || -> ! {
+            control(libc::TIOCSTI as u64);
             crate::exit(7)
-        });
-        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSYS, "{status:x}");
+        };
+        assert!(killed(under_guard(true, other)));
+        let flags = || -> ! {
+            control(libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS as u64);
+            crate::exit(7)
+        };
+        assert!(killed(under_guard(true, flags)));
     }
 }

@@ -9,18 +9,20 @@
 use std::ffi::{CString, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use nestbox_protocol::{LaunchControl, LimitKind, Network, Step, frame, launch_control};
+use nestbox_protocol::{Answer, LaunchControl, LimitKind, Network, Step, frame, launch_control};
 use nestbox_sys::mount::{RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_at};
 use nestbox_sys::process::monotonic_ns;
 use nestbox_sys::{Errno, packet, process};
 use prost::Message;
 
 use crate::boot::CONTROL_FD;
-use crate::capabilities::{self, CAP_KILL, CAP_SETGID, CAP_SETUID};
+use crate::capabilities::{self, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE};
 use crate::child::{self, Child, Outcome, Task};
 use crate::fault::{At, Fault};
 use crate::launch::Prepared;
+use crate::listener::Handover;
 use crate::nest::{self, NestMounts};
+use crate::notify::{Finding, Supervisor};
 use crate::parked::Parking;
 use crate::report::{self, Ending, Marks, OUTPUTS_MAX};
 use crate::source::{below_root, status};
@@ -44,6 +46,10 @@ pub(crate) struct Nest<'a> {
     pub(crate) park: Option<Parking>,
     /// `Plan.launch_cookie`.
     pub(crate) cookie: u64,
+    /// `Plan.filter_listens`.
+    pub(crate) listens: bool,
+    /// See [`crate::memory::may_read`].
+    pub(crate) reads: bool,
 }
 
 /// The sandboxee's pid in its nest.
@@ -70,6 +76,7 @@ struct Ended {
 struct Verdict {
     limit: LimitKind,
     killed_by_host: bool,
+    violated: bool,
 }
 
 /// Prepares the nest, runs the program, reports. `socket` is the launch socket, wherever it was received.
@@ -90,8 +97,8 @@ pub(crate) fn run(nest: &Nest<'_>, socket: RawFd, mut marks: Marks) -> ! {
         Ok(None) => crate::exit(0),
         Err(fault) => {
             if nest.pid_namespace {
-                // Nothing but a failed launch child can be left; it is dead.
-                let _ = reap(true, 0, &mut None);
+                // A launch child that failed is dead; a program that runs must not without init.
+                kill_all(nest, 0, &mut None);
             }
             report::launch_failed(socket, &fault);
             crate::exit(1)
@@ -110,6 +117,8 @@ struct Running<'a> {
     unreported: bool,
     /// Init has not given up its capabilities yet.
     capable: bool,
+    /// Deals with the calls that the filter stops.
+    supervisor: Option<Supervisor>,
 }
 
 /// From the fresh namespaces to the running program; `None` if it was a warm nest's that nobody needs.
@@ -138,7 +147,7 @@ fn start<'a>(
         child = start_child(nest, Task::Launch(launch), Some(SANDBOXEE), marks)?;
         parked = false;
     }
-    let Started { pid, exec_ns, launch, outcome } = child;
+    let Started { pid, exec_ns, launch, outcome, handover } = child;
     let (Outcome::Executed, Some(launch)) = (outcome, launch) else { return Ok(None) };
     marks.add_at(Step::Exec, exec_ns);
     // A parked one's pid is known to the host.
@@ -148,8 +157,13 @@ fn start<'a>(
     } else {
         !parked
     };
+    let listener = handover.map(|handover| handover.receive_as(signals.as_raw_fd() + 1)).transpose()?;
     close_fds(nest, launch, signals.as_raw_fd())?;
-    Ok(Some(Running { launch, pid, exec_ns, signals, unreported, capable: nest.guard.is_some() }))
+    let proc = nest.pid_namespace.then_some(PROC_FD);
+    let supervisor =
+        listener.map(|listener| Supervisor::new(listener, launch.supervision, proc, nest.reads));
+    let capable = nest.guard.is_some();
+    Ok(Some(Running { launch, pid, exec_ns, signals, unreported, capable, supervisor }))
 }
 
 /// A launch child that executed or gave up.
@@ -158,6 +172,8 @@ struct Started<'a> {
     exec_ns: u64,
     launch: Option<&'a Prepared<'a>>,
     outcome: Outcome<'a>,
+    /// Where its listener is.
+    handover: Option<Handover>,
 }
 
 /// Starts the launch child and waits until it has executed or given up.
@@ -167,11 +183,13 @@ fn start_child<'a>(
     pid: Option<i32>,
     marks: &mut Marks,
 ) -> Result<Started<'a>, Fault<'a>> {
+    let handover = nest.listens.then(Handover::new).transpose()?;
     let mut child = Child {
         task,
         ids: nest.launch.ids,
         filter: nest.filter,
         cookie: nest.cookie,
+        handover: handover.as_ref().map(Handover::to_init),
         proc: PROC_FD,
         sandboxed: nest.sandboxed,
         speculation: nest.speculation,
@@ -186,7 +204,7 @@ fn start_child<'a>(
     *marks = child.marks;
     match child.outcome {
         Outcome::Failed(fault) => Err(fault),
-        outcome => Ok(Started { pid, exec_ns, launch: child.launch, outcome }),
+        outcome => Ok(Started { pid, exec_ns, launch: child.launch, outcome, handover }),
     }
 }
 
@@ -246,7 +264,7 @@ fn watch_signals(pid_namespace: bool) -> Result<OwnedFd, Fault<'static>> {
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Closes every fd but init's own three.
+/// Closes every fd but init's own three and the listener, which is next to the last of them.
 fn close_fds(nest: &Nest<'_>, launch: &Prepared<'_>, signals: RawFd) -> Result<(), Fault<'static>> {
     let step = Step::GuardInit;
     own_proc(nest, launch).at(step, "openat2", b"/proc")?;
@@ -254,7 +272,8 @@ fn close_fds(nest: &Nest<'_>, launch: &Prepared<'_>, signals: RawFd) -> Result<(
     if signals as u32 > after_proc {
         process::close_range(after_proc, signals as u32 - 1, 0).at(step, "close_range", b"")?;
     }
-    process::close_range(signals as u32 + 1, u32::MAX, 0).at(step, "close_range", b"")
+    let last = signals as u32 + u32::from(nest.listens);
+    process::close_range(last + 1, u32::MAX, 0).at(step, "close_range", b"")
 }
 
 /// What follows when the program has run for [`SETTLE_AFTER`]: the host is told (which takes `CAP_SYS_ADMIN`: init speaks in
@@ -266,20 +285,22 @@ fn settle(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &mut Running<'_>) ->
     process::install_filter(program).at(Step::GuardInit, "seccomp", b"init")
 }
 
-/// All but those to kill and to read outputs as the sandboxee. A supervisor of a launch without namespaces has none to give
+/// All but those to kill, to read outputs as the sandboxee and, of one with another id, what its stopped calls point to. A supervisor of a launch without namespaces has none to give
 /// up.
 fn give_up_capabilities(running: &mut Running<'_>) -> Result<(), Fault<'static>> {
     if std::mem::take(&mut running.capable) {
-        capabilities::keep_only(CAP_KILL | CAP_SETUID | CAP_SETGID).at(Step::GuardInit, "capset", b"")?;
+        let reads = running.supervisor.is_some() && running.launch.ids.privileged;
+        let keep = CAP_KILL | CAP_SETUID | CAP_SETGID | if reads { CAP_SYS_PTRACE } else { 0 };
+        capabilities::keep_only(keep).at(Step::GuardInit, "capset", b"")?;
     }
     Ok(())
 }
 
 /// The proc that was needed for the id maps shows the template's other nests; from now on it is the nest's own, if CPU
-/// time has to be summed, or none.
+/// time has to be summed or threads told from processes, or none.
 fn own_proc(nest: &Nest<'_>, launch: &Prepared<'_>) -> Result<(), Errno> {
     if nest.pid_namespace
-        && launch.cpu_us.is_some()
+        && (launch.cpu_us.is_some() || nest.listens)
         && let Ok(proc) = open_at(libc::AT_FDCWD, c"proc", libc::O_RDONLY | libc::O_DIRECTORY, 0, 0)
     {
         // SAFETY: numbers only.
@@ -299,7 +320,10 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, 
     let mut cpu_look = launch.cpu_us.map(|_| running.exec_ns + CPU_LOOK_MIN);
     let verdict = loop {
         let until = [settle_at, wall_end, cpu_look].into_iter().flatten().min();
-        let (message, child) = wait(socket, running.signals.as_fd(), until);
+        let Ready { message, child, room, call } = wait(socket, &running, until);
+        if (room || call != 0) && deal(nest, socket, &mut running, room, call) == Finding::Violation {
+            break Verdict { violated: true, ..Verdict::default() };
+        }
         if child {
             if next_signal(running.signals.as_fd()) == Some(PARENT_DIED) {
                 kill_all(nest, running.pid, &mut ended);
@@ -321,6 +345,15 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, 
                 Control::Signal(signal) => {
                     // SAFETY: numbers only; the program has not been reaped, so the pid is its own.
                     let _ = unsafe { nestbox_sys::syscall!(libc::SYS_kill, running.pid, signal) };
+                }
+                Control::Answer(answer, fd) => {
+                    let pid = running.pid;
+                    let decided = |supervisor: &mut Supervisor| {
+                        supervisor.answer(answer, fd.as_ref().map(AsFd::as_fd), pid)
+                    };
+                    if running.supervisor.as_mut().map(decided) == Some(Finding::Violation) {
+                        break Verdict { violated: true, ..Verdict::default() };
+                    }
                 }
                 Control::HostGone => {
                     kill_all(nest, running.pid, &mut ended);
@@ -362,20 +395,53 @@ fn report_start(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &mut Running<'
     }
 }
 
-/// Waits for a message or a child until `until`; says which there is.
-fn wait(socket: BorrowedFd<'_>, signals: BorrowedFd<'_>, until: Option<u64>) -> (bool, bool) {
+/// What there is to do.
+struct Ready {
+    message: bool,
+    child: bool,
+    /// On the socket, for what found none.
+    room: bool,
+    /// What poll(2) says of the listener.
+    call: i16,
+}
+
+/// Waits until `until` for a message, a child or a call that the filter stopped.
+fn wait(socket: BorrowedFd<'_>, running: &Running<'_>, until: Option<u64>) -> Ready {
+    let supervisor = running.supervisor.as_ref();
+    let waiting = supervisor.is_some_and(Supervisor::is_waiting_for_room);
+    let poll = |fd, events| libc::pollfd { fd, events, revents: 0 };
     let mut fds = [
-        libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 },
-        libc::pollfd { fd: signals.as_raw_fd(), events: libc::POLLIN, revents: 0 },
+        poll(socket.as_raw_fd(), libc::POLLIN | if waiting { libc::POLLOUT } else { 0 }),
+        poll(running.signals.as_raw_fd(), libc::POLLIN),
+        poll(supervisor.map_or(-1, Supervisor::poll_fd), libc::POLLIN),
     ];
     let timeout = until.map(|until| {
         let left = until.saturating_sub(monotonic_ns());
         libc::timespec { tv_sec: (left / 1_000_000_000) as _, tv_nsec: (left % 1_000_000_000) as _ }
     });
     let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: two pollfds and a timespec of ours; no signal mask.
-    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_ppoll, fds.as_mut_ptr(), 2, timeout, 0, 0) };
-    (fds[0].revents != 0, fds[1].revents != 0)
+    // SAFETY: three pollfds and a timespec of ours; no signal mask.
+    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_ppoll, fds.as_mut_ptr(), fds.len(), timeout, 0, 0) };
+    let [message, child, call] = fds.map(|fd| fd.revents);
+    Ready { message: message & !libc::POLLOUT != 0, child: child != 0, room: message & libc::POLLOUT != 0, call }
+}
+
+/// Has the supervisor deal with what [`wait`] found for it.
+fn deal(
+    nest: &Nest<'_>,
+    socket: BorrowedFd<'_>,
+    running: &mut Running<'_>,
+    room: bool,
+    call: i16,
+) -> Finding {
+    // Whoever is asked about a program has heard of it.
+    report_start(nest, socket, running);
+    let pid = running.pid;
+    let Some(supervisor) = &mut running.supervisor else { return Finding::Nothing };
+    if room {
+        supervisor.has_room(socket, pid);
+    }
+    if call == 0 { Finding::Nothing } else { supervisor.notified(socket, pid, call) }
 }
 
 /// Takes one signal off the signalfd. The number comes first in a `struct signalfd_siginfo`.
@@ -397,6 +463,7 @@ fn next_signal(signals: BorrowedFd<'_>) -> Option<i32> {
 enum Control {
     Nothing,
     Signal(i32),
+    Answer(Answer, Option<OwnedFd>),
     HostGone,
 }
 
@@ -416,6 +483,7 @@ fn receive(socket: BorrowedFd<'_>) -> Control {
         Some(launch_control::Kind::Kill(kill)) if (1..=64).contains(&kill.signal) => {
             Control::Signal(kill.signal)
         }
+        Some(launch_control::Kind::Answer(answer)) => Control::Answer(answer, fds.pop()),
         _ => Control::Nothing,
     }
 }
@@ -511,6 +579,7 @@ fn finish(
         }
         limit => limit,
     };
+    let (learned, violation) = running.supervisor.as_mut().map_or((None, None), Supervisor::findings);
     report::ended(
         socket,
         &Ending {
@@ -525,6 +594,9 @@ fn finish(
             marks,
             output_errnos: &outputs.errnos[..running.launch.outputs.len()],
             output_fds: &outputs.fds[..outputs.count],
+            violated: verdict.violated,
+            violation,
+            learned,
         },
     );
     crate::exit(0)

@@ -8,7 +8,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::LazyLock;
 
-use nestbox_protocol::{FdRole, Launch, Limits, Network, Step};
+use nestbox_protocol::{FdRole, Launch, Limits, Network, Step, Supervision};
 use nestbox_sys::Errno;
 
 use crate::fault::Fault;
@@ -93,6 +93,7 @@ pub(crate) struct Prepared<'a> {
     pub(crate) outputs: Vec<CString>,
     pub(crate) report_init: bool,
     pub(crate) report_start: bool,
+    pub(crate) supervision: Supervision,
 }
 
 impl<'a> Prepared<'a> {
@@ -177,6 +178,7 @@ impl<'a> Prepared<'a> {
             outputs: request.outputs.iter().map(|output| string(&output.path)).collect::<Result<_, _>>()?,
             report_init: request.report_init,
             report_start: request.report_start,
+            supervision: request.supervision(),
         })
     }
 

@@ -15,6 +15,7 @@
 //!
 //! `docs/architecture.md` has the picture and the sequence of a launch.
 
+mod arguments;
 mod boot;
 mod capabilities;
 mod child;
@@ -23,9 +24,13 @@ mod guard;
 mod init;
 mod initial;
 mod launch;
+mod learn;
+mod listener;
+mod memory;
 mod mounter;
 mod nest;
 mod network;
+mod notify;
 mod parked;
 mod privileged;
 mod quota;

@@ -111,6 +111,6 @@ pub(crate) fn wait(
         }
         Some(launch_control::Kind::Unpark(_)) => Ok(Orders::MakeWay),
         // Nobody signals a program that there is not.
-        Some(launch_control::Kind::Kill(_)) | None => Ok(Orders::Dismissed),
+        Some(launch_control::Kind::Kill(_) | launch_control::Kind::Answer(_)) | None => Ok(Orders::Dismissed),
     }
 }

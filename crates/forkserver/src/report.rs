@@ -76,6 +76,55 @@ impl<const N: usize> Encoder<N> {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Takes back what was encoded after `length`.
+    pub(crate) fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+    }
+
+    /// A fixed64 field.
+    pub(crate) fn fixed(&mut self, field: u32, value: u64) {
+        self.varint(u64::from(field) << 3 | 1);
+        for byte in value.to_le_bytes() {
+            self.push(byte);
+        }
+    }
+
+    /// A packed repeated fixed64 field.
+    pub(crate) fn packed_fixed(&mut self, field: u32, values: &[u64]) {
+        self.varint(u64::from(field) << 3 | 2);
+        self.varint(values.len() as u64 * 8);
+        for byte in values.iter().flat_map(|value| value.to_le_bytes()) {
+            self.push(byte);
+        }
+    }
+
+    /// A message field.
+    pub(crate) fn message<const M: usize>(&mut self, field: u32, message: &Encoder<M>) {
+        self.bytes(field, message.as_slice(), true);
+    }
+
+    /// A message field that has the fields of `head` and one more, of bytes.
+    pub(crate) fn nested<const M: usize>(
+        &mut self,
+        field: u32,
+        head: &Encoder<M>,
+        bytes_field: u32,
+        bytes: &[u8],
+    ) {
+        let mut length = Encoder::<16>::new();
+        length.varint(u64::from(bytes_field) << 3 | 2);
+        length.varint(bytes.len() as u64);
+        self.varint(u64::from(field) << 3 | 2);
+        self.varint((head.length + length.length + bytes.len()) as u64);
+        for &byte in head.as_slice().iter().chain(length.as_slice()).chain(bytes) {
+            self.push(byte);
+        }
+    }
+
     /// A packed repeated varint field.
     pub(crate) fn packed(&mut self, field: u32, values: impl Iterator<Item = u64> + Clone) {
         let length: usize = values.clone().map(varint_length).sum();
@@ -100,6 +149,7 @@ mod event {
     pub(super) const ENDED: u32 = 3;
     pub(super) const FAILURE: u32 = 4;
     pub(super) const PARKED: u32 = 5;
+    pub(super) const ASKED: u32 = 6;
 }
 
 /// Field numbers of `Ready.kind`.
@@ -205,6 +255,11 @@ pub(crate) struct Ending<'a> {
     pub(crate) marks: &'a Marks,
     pub(crate) output_errnos: &'a [i32],
     pub(crate) output_fds: &'a [RawFd],
+    pub(crate) violated: bool,
+    /// An encoded `SystemCall`.
+    pub(crate) violation: Option<&'a [u8]>,
+    /// An encoded `Learned`.
+    pub(crate) learned: Option<&'a [u8]>,
 }
 
 /// Everything of the launch is dead.
@@ -229,7 +284,35 @@ pub(crate) fn ended(socket: BorrowedFd<'_>, ending: &Ending<'_>) {
     body.packed(15, marks.steps[..marks.count].iter().map(|&step| u64::from(step)));
     body.packed(16, marks.times[..marks.count].iter().copied());
     body.packed(17, ending.output_errnos.iter().map(|&errno| i64::from(errno) as u64));
-    send(socket, event::ENDED, body.as_slice(), ending.output_fds);
+    body.number(18, u64::from(ending.violated));
+    // There is a violation or something learnt, never both: a launch that learns forbids nothing.
+    let (field, last) = match (ending.violation, ending.learned) {
+        (Some(violation), _) => (19, violation),
+        (None, learned) => (20, learned.unwrap_or_default()),
+    };
+    if !last.is_empty() {
+        body.varint(field << 3 | 2);
+        body.varint(last.len() as u64);
+    }
+    let mut head = Encoder::<16>::new();
+    head.varint(u64::from(event::ENDED) << 3 | 2);
+    head.varint((body.length + last.len()) as u64);
+    let parts = [&frame::INLINE_HEADER[..], head.as_slice(), body.as_slice(), last];
+    // An error here means that the host has gone.
+    let _ = packet::send(socket, &parts, ending.output_fds, 0);
+}
+
+/// Asks the host about an encoded `SystemCall`. Does not wait: `EAGAIN`, there is no room.
+pub(crate) fn asked(socket: BorrowedFd<'_>, id: u64, call: &[u8]) -> Result<(), Errno> {
+    let mut body = Encoder::<32>::new();
+    body.fixed(1, id);
+    body.varint(2 << 3 | 2);
+    body.varint(call.len() as u64);
+    let mut head = Encoder::<16>::new();
+    head.varint(u64::from(event::ASKED) << 3 | 2);
+    head.varint((body.length + call.len()) as u64);
+    let parts = [&frame::INLINE_HEADER[..], head.as_slice(), body.as_slice(), call];
+    packet::send(socket, &parts, &[], libc::MSG_DONTWAIT)
 }
 
 /// The failure of a request that could not even be read.
@@ -292,6 +375,9 @@ mod tests {
                 marks: &marks,
                 output_errnos: &errnos,
                 output_fds: &[],
+                violated: false,
+                violation: None,
+                learned: None,
             },
         );
         let event: LaunchEvent = receive(theirs.as_fd());
@@ -301,5 +387,28 @@ mod tests {
         assert_eq!((ended.status, ended.user_cpu_us, ended.exec_ns), (9, 7, u64::MAX));
         assert_eq!(ended.mark_ns.len(), MARKS_MAX);
         assert_eq!(ended.output_errnos, errnos);
+    }
+
+    #[test]
+    fn calls_decode() {
+        let (ours, theirs) = socket::seqpacket_pair().expect("pair");
+        let mut record = Encoder::<8192>::new();
+        record.signed(1, 257);
+        record.fixed(3, u64::MAX);
+        record.packed_fixed(4, &[0, 1, 2, 3, 4, u64::MAX]);
+        let mut numbers = Encoder::<16>::new();
+        numbers.number(1, 1);
+        record.nested(7, &numbers, 3, &[b'x'; 4096]);
+        let before = record.len();
+        record.nested(7, &numbers, 3, b"taken back");
+        record.truncate(before);
+        asked(ours.as_fd(), 1 << 63, record.as_slice()).expect("there is room");
+        let event: LaunchEvent = receive(theirs.as_fd());
+        let Some(launch_event::Kind::Asked(asked)) = event.kind else { panic!("{event:?}") };
+        let call = asked.call.expect("a call");
+        assert_eq!((asked.id, call.number, call.instruction_pointer), (1 << 63, 257, u64::MAX));
+        assert_eq!(call.args, [0, 1, 2, 3, 4, u64::MAX]);
+        assert_eq!((call.memory.len(), call.memory[0].argument), (1, 1));
+        assert_eq!(call.memory[0].content, [b'x'; 4096]);
     }
 }

@@ -78,13 +78,15 @@ fn unsandboxed<'a>(
         mounts: None,
         hostname: None,
         filter: &request.filter,
+        cookie: 0,
+        listens: false,
+        reads: false,
         guard: None,
         stack: launch::allocate_stack(),
         pid_namespace: false,
         sandboxed: false,
         speculation: true,
         park: None,
-        cookie: 0,
     };
     init::run(&nest, fds[0].as_raw_fd(), marks)
 }
@@ -226,19 +228,21 @@ fn nest<'a>(
     let mounts = nest_plan.prepare(&prepared)?;
     place_proc(&proc, fds)?;
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::SetNoNewPrivs, "prctl", b"")?;
-    let guard = guard::program();
+    let guard = guard::program(false);
     let nest = Nest {
         launch: &prepared,
         mounts: (request.clone_flags & NEWNS != 0).then_some(&mounts),
         hostname: (flags & NEWUTS != 0 && !request.hostname.is_empty()).then_some(request.hostname.as_str()),
         filter: if request.mode() == Mode::ForkExecveSandbox { &request.filter } else { &[] },
+        cookie: 0,
+        listens: false,
+        reads: false,
         guard: pid_namespace.then_some(&guard),
         stack: launch::allocate_stack(),
         pid_namespace,
         sandboxed: true,
         speculation: request.allow_speculation,
         park: None,
-        cookie: 0,
     };
     if !pid_namespace {
         let _ = process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);

@@ -121,7 +121,7 @@ fn run<'a>(
     let answer = Ready { kind: Some(ready::Kind::Template(ready)) };
     packet::send_message(socket.as_fd(), &answer, &[], 0)
         .map_err(|error| Fault::new(Step::ForkTemplate, error.errno(), "sendmsg", b""))?;
-    let template = Template { plan, nest, ids, guard: guard::program(), stack: launch::allocate_stack() };
+    let template = Template { plan, nest, ids, guard: guard::program(plan.filter_listens), stack: launch::allocate_stack() };
     template.serve(socket.as_fd())
 }
 
@@ -206,13 +206,15 @@ impl Template<'_> {
                         mounts: Some(&nest_mounts),
                         hostname: Some(&self.plan.hostname),
                         filter: &self.plan.filter,
+                        cookie: self.plan.launch_cookie,
+                        listens: self.plan.filter_listens,
+                        reads: true,
                         guard: Some(&self.guard),
                         stack: self.stack,
                         pid_namespace: true,
                         sandboxed: true,
                         speculation: true,
                         park: request.park.then_some(Parking { network: self.plan.network() }),
-                        cookie: self.plan.launch_cookie,
                     },
                     fds[0].as_raw_fd(),
                     marks,

@@ -215,6 +215,28 @@ pub fn install_filter(filter: &[u8]) -> Result<(), Errno> {
         .map(drop)
 }
 
+/// The same for a filter that can answer `SECCOMP_RET_USER_NOTIF`; returns the listener: seccomp_unotify(2). `EBUSY`: this
+/// process is itself under a filter with a listener.
+pub fn install_listening_filter(filter: &[u8]) -> Result<RawFd, Errno> {
+    let program = libc::sock_fprog {
+        len: (filter.len() / size_of::<libc::sock_filter>()) as u16,
+        filter: filter.as_ptr().cast_mut().cast(),
+    };
+    let install = |flags: libc::c_ulong| {
+        // SAFETY: as in `install_filter`.
+        unsafe {
+            crate::syscall!(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+        }
+    };
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // Since Linux 5.19: a call that the supervisor has received is interrupted by a deadly signal only.
+    let fd = match install(flags | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        Err(Errno::EINVAL) => install(flags)?,
+        answer => answer?,
+    };
+    Ok(fd as RawFd)
+}
+
 /// Joins the namespace behind `fd`: setns(2).
 pub fn join_namespace(fd: RawFd, kind: c_int) -> Result<(), Errno> {
     // SAFETY: no memory is passed.
