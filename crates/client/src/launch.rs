@@ -15,6 +15,8 @@ use crate::failure::Failure;
 use crate::ids::OuterIds;
 use crate::nests::Warm;
 use crate::networks::Lent;
+use crate::server::Questions;
+use crate::syscall::{Learned, Supervision, SystemCall};
 use crate::outputs::{Output, OutputRequest};
 use crate::policy::{self, PlannedBind, PolicyHandle};
 use crate::stdio::{Fds, Returned};
@@ -46,6 +48,8 @@ pub struct LaunchRequest<'a> {
     pub limits: Limits,
     /// Tell as soon as the program runs, at the price of a wake-up: `Event::Started`.
     pub report_start: bool,
+    /// What becomes of the calls that its filter hands to its supervisor.
+    pub supervision: Supervision,
     /// How many nests of this policy are kept warm for the launches after this one.
     pub warm: Warm,
 }
@@ -135,6 +139,12 @@ pub struct Ended {
     pub limit: Option<Limit>,
     /// The caller asked for its death.
     pub killed_by_host: bool,
+    /// A call that its policy forbids ended it.
+    pub violated: bool,
+    /// Which, unless that was not to be told.
+    pub violation: Option<SystemCall>,
+    /// With [`Supervision::Learn`].
+    pub learned: Option<Learned>,
     /// A tmpfs was full at the end.
     pub disk_full: bool,
     /// Captured standard output.
@@ -234,6 +244,15 @@ pub enum Event {
         token: u64,
         /// Its pid.
         pid: i32,
+    },
+    /// Its init asks about a call, which waits for [`crate::Client::answer`].
+    Asked {
+        /// Which launch.
+        token: u64,
+        /// The call's, for the answer.
+        id: u64,
+        /// With a copy of what its pointers lead to.
+        call: Box<SystemCall>,
     },
     /// A program has ended, and nothing of the launch is left.
     Ended {
@@ -347,6 +366,8 @@ pub(crate) struct Launch {
     pub(crate) isolation: Isolation,
     /// Pids are those of the packets' senders, as the kernel translates them.
     pub(crate) pid_from_sender: bool,
+    pub(crate) supervision: Supervision,
+    pub(crate) questions: Questions,
 }
 
 impl Launch {
@@ -372,6 +393,15 @@ impl Launch {
             limit: by_init.or(self.overflowed.then_some(Limit::Output)),
             // Our own kill for too much output is not the caller's.
             killed_by_host: self.killed || message.killed_by_host && !self.overflowed,
+            violated: message.violated,
+            // What the host judged it had a copy of; init has but the numbers.
+            violation: self
+                .questions
+                .judged
+                .take()
+                .or_else(|| message.violation.clone().map(SystemCall::from))
+                .filter(|_| message.violated),
+            learned: message.learned.clone().map(Learned::from),
             disk_full: message.disk_full || message.limit() == LimitKind::Disk,
             stdout,
             stderr,

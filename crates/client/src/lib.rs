@@ -31,6 +31,7 @@ mod reactor;
 mod server;
 mod spawner;
 mod stdio;
+mod syscall;
 mod templates;
 
 pub use capture::OnOverflow;
@@ -47,4 +48,5 @@ pub use nests::Warm;
 pub use outputs::{Output, OutputRequest};
 pub use policy::{PolicyHandle, check_policy, check_syscall_filter, syscall_preset};
 pub use server::{Client, Options, Stats};
+pub use syscall::{Address, Answer, Kind, Learned, Memory, Supervision, SystemCall, Use};
 pub use stdio::{COMMS_FD, Comms, Extra, Fds, Returned, Stdio};

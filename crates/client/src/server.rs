@@ -12,6 +12,7 @@ mod needs;
 mod progress;
 mod receive;
 mod request;
+mod supervision;
 #[cfg(test)]
 mod tests;
 mod warm;
@@ -40,6 +41,7 @@ use crate::reactor::{Key, Kind, Reactor};
 use crate::spawner::{self, ServerProcess};
 use crate::templates::Templates;
 
+pub(crate) use supervision::Questions;
 pub(crate) use request::{Draft, no_free_ids};
 
 /// How a fork server is started.

@@ -7,6 +7,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
+use nestbox_policy::bpf::{self, Call};
 use nestbox_sys::mount::open_at;
 use nestbox_sys::raw::SysResult;
 
@@ -24,6 +25,23 @@ const ADDRESS_MAX: usize = 128;
 
 /// A read that ends at a page's end reads the whole or nothing.
 const PAGE: usize = 4096;
+
+/// Whether a filter makes sure that no process of the nest serves the page faults of another.
+pub(crate) fn may_read(filter: &[u8]) -> bool {
+    let flags = [0, libc::O_CLOEXEC, libc::O_NONBLOCK, libc::O_CLOEXEC | libc::O_NONBLOCK];
+    // The kernel looks at the low half.
+    let all = flags.into_iter().flat_map(|flags| [flags as u64, flags as u64 | 0xffff_ffff_0000_0000]);
+    let verdict = |flags| {
+        let call = Call {
+            number: libc::SYS_userfaultfd as u32,
+            architecture: bpf::ARCHITECTURE,
+            arguments: [flags, 0, 0, 0, 0, 0],
+            ..Call::default()
+        };
+        bpf::evaluate(filter, &call)
+    };
+    all.into_iter().all(|flags| verdict(flags).is_some_and(|verdict| verdict & bpf::ACTION != bpf::ALLOW))
+}
 
 /// Reads as much of `buffer` from `address` in the process of thread `tid` as there is.
 fn read(tid: i32, address: u64, buffer: &mut [u8], until: Option<u8>) -> usize {
@@ -172,6 +190,23 @@ mod tests {
         assert_eq!(read(-1, start as u64, &mut buffer, None), 0);
         // SAFETY: ours, and used no more.
         unsafe { libc::munmap(base, 2 * PAGE) };
+    }
+
+    #[test]
+    fn a_filter_that_lets_programs_serve_page_faults_is_known() {
+        let refuse = bpf::Instruction { code: 0x06, jump_true: 0, jump_false: 0, value: bpf::KILL_PROCESS };
+        let ask = bpf::Instruction { value: bpf::REPORT, ..refuse };
+        let allow = bpf::Instruction { value: bpf::ALLOW, ..refuse };
+        assert!(may_read(&refuse.to_bytes()) && may_read(&ask.to_bytes()));
+        assert!(!may_read(&allow.to_bytes()) && !may_read(&[]));
+        // Allowed with O_NONBLOCK alone: argument 0, low half.
+        let conditional = [
+            bpf::Instruction { code: 0x20, value: 16, ..refuse },
+            bpf::Instruction { code: 0x15, jump_true: 1, value: libc::O_NONBLOCK as u32, ..refuse },
+            refuse,
+            allow,
+        ];
+        assert!(!may_read(&conditional.map(bpf::Instruction::to_bytes).concat()));
     }
 
     #[test]

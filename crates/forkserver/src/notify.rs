@@ -149,7 +149,11 @@ impl Supervisor {
         let Some(call) = slot.and_then(Option::take) else { return Finding::Nothing };
         // What does not decode is a violation.
         match AnswerKind::try_from(answer.kind).unwrap_or(AnswerKind::Report) {
-            AnswerKind::Allow => self.go_on(call.id),
+            AnswerKind::Allow => {
+                // From here on the program may serve page faults itself.
+                self.reads &= libc::c_long::from(call.data.nr) != libc::SYS_userfaultfd;
+                self.go_on(call.id);
+            }
             AnswerKind::Errno => self.reply(call.id, 0, -(answer.value.clamp(1, 4095) as i32), 0),
             AnswerKind::Value => self.reply(call.id, answer.value, 0, 0),
             AnswerKind::Fd => match fd {

@@ -22,7 +22,7 @@ use crate::report::Marks;
 use crate::server::Server;
 use crate::source::IdMapping;
 use crate::tree::{self, Origin};
-use crate::{guard, init, initial, launch, report};
+use crate::{guard, init, initial, launch, memory, report};
 
 /// Where a template and its inits have their proc.
 pub(crate) const PROC_FD: RawFd = 4;
@@ -121,7 +121,14 @@ fn run<'a>(
     let answer = Ready { kind: Some(ready::Kind::Template(ready)) };
     packet::send_message(socket.as_fd(), &answer, &[], 0)
         .map_err(|error| Fault::new(Step::ForkTemplate, error.errno(), "sendmsg", b""))?;
-    let template = Template { plan, nest, ids, guard: guard::program(plan.filter_listens), stack: launch::allocate_stack() };
+    let template = Template {
+        plan,
+        nest,
+        ids,
+        guard: guard::program(plan.filter_listens),
+        reads: memory::may_read(&plan.filter),
+        stack: launch::allocate_stack(),
+    };
     template.serve(socket.as_fd())
 }
 
@@ -151,6 +158,8 @@ struct Template<'a> {
     ids: Ids,
     /// Init's own syscall filter.
     guard: Vec<u8>,
+    /// See [`memory::may_read`].
+    reads: bool,
     /// High end of the launch child's stack; each init has its own copy.
     stack: *mut std::ffi::c_void,
 }
@@ -208,7 +217,7 @@ impl Template<'_> {
                         filter: &self.plan.filter,
                         cookie: self.plan.launch_cookie,
                         listens: self.plan.filter_listens,
-                        reads: true,
+                        reads: self.reads,
                         guard: Some(&self.guard),
                         stack: self.stack,
                         pid_namespace: true,

@@ -5,6 +5,8 @@ use napi::{Result, ValueType, sys};
 use napi_derive::napi;
 use nestbox_client::{Failure, Output};
 
+use crate::syscall::{NativeAsked, NativeLearned, NativeSystemCall};
+
 /// Output smaller than this is copied into a JavaScript buffer, which is cheaper than one with a finalizer; larger output is
 /// handed over as it is.
 const COPY_BELOW: usize = 32 * 1024;
@@ -115,6 +117,11 @@ pub struct NativeEnded {
     #[napi(ts_type = "'wallTime' | 'cpuTime' | 'fileSize' | 'output' | undefined")]
     pub limit: Option<String>,
     pub killed_by_host: bool,
+    pub violated: bool,
+    #[napi(ts_type = "NativeSystemCall | undefined")]
+    pub violation: Option<NativeSystemCall>,
+    #[napi(ts_type = "NativeLearned | undefined")]
+    pub learned: Option<NativeLearned>,
     pub disk_full: bool,
     #[napi(ts_type = "Buffer | undefined")]
     pub stdout: Option<Bytes>,
@@ -151,7 +158,7 @@ pub struct NativeEnded {
 #[derive(Debug)]
 pub struct NativeEvent {
     #[napi(
-        ts_type = "'server-ready' | 'server-lost' | 'prepared' | 'placed' | 'started' | 'ended' | 'failed' | 'lost'"
+        ts_type = "'server-ready' | 'server-lost' | 'prepared' | 'placed' | 'started' | 'asked' | 'ended' | 'failed' | 'lost'"
     )]
     pub kind: String,
     pub token: f64,
@@ -159,6 +166,8 @@ pub struct NativeEvent {
     pub pid: Option<i32>,
     #[napi(ts_type = "NativeFailure | undefined")]
     pub failure: Option<NativeFailure>,
+    #[napi(ts_type = "NativeAsked | undefined")]
+    pub asked: Option<NativeAsked>,
     #[napi(ts_type = "NativeEnded | undefined")]
     pub ended: Option<NativeEnded>,
 }

@@ -22,4 +22,5 @@ mod policy;
 mod request;
 mod result;
 mod server;
+mod syscall;
 mod uv;

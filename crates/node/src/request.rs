@@ -7,7 +7,7 @@ use napi::bindgen_prelude::{Either, Uint8ArraySlice};
 use napi_derive::napi;
 use nestbox_client::{
     BindRequest, Comms, Extra, Fds, LaunchFile, LaunchRequest, Launched, Limits, OnOverflow, OutputRequest,
-    Returned, Stdio, Warm,
+    Returned, Stdio, Supervision, Warm,
 };
 
 use crate::event::NativeFailure;
@@ -50,6 +50,8 @@ pub struct NativeExtras<'env> {
     pub files: Option<Vec<NativeFile<'env>>>,
     pub outputs: Option<Vec<NativeOutputRequest>>,
     pub limits: Option<NativeLimits>,
+    #[napi(ts_type = "'ask' | 'learn'")]
+    pub supervision: Option<String>,
 }
 
 /// A host path on a mount point.
@@ -209,6 +211,11 @@ impl<'a> NativeLaunch<'a> {
             }),
             limits: extras.limits.as_ref().map(NativeLimits::convert).unwrap_or_default(),
             report_start: has(REPORT_START),
+            supervision: match extras.supervision.as_deref() {
+                Some("ask") => Supervision::Ask,
+                Some("learn") => Supervision::Learn,
+                _ => Supervision::Report,
+            },
             warm: warm(numbers[WARM] as u32, (idle >= 0.0).then_some(idle)),
         }
     }

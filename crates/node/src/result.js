@@ -1,5 +1,5 @@
 // Makes events. A result is made from numbers that the addon writes into `numbers`, in the order in which they are read
-// here (see result.rs); what is absent comes as null. One call with four arguments instead of one Node-API call for each
+// here (see result.rs); what is absent comes as null. One call with a few arguments instead of one Node-API call for each
 // property, and all results have one hidden class.
 'use strict'
 ;(numbers, { steps, namespaces, networks, filters, limits }) => {
@@ -8,16 +8,26 @@
     token: numbers[0],
     pid: pid ?? undefined,
     failure: failure ?? undefined,
+    asked: undefined,
     ended: undefined,
   })
 
-  const ended = (stdout, stderr, outputs, skipped) => {
+  const asked = (question) => ({
+    kind: 'asked',
+    token: numbers[0],
+    pid: undefined,
+    failure: undefined,
+    asked: question,
+    ended: undefined,
+  })
+
+  const ended = (stdout, stderr, outputs, skipped, violation, learned) => {
     const own = []
     for (let index = 0; index < namespaces.length; index++) if (numbers[3] & (1 << index)) own.push(namespaces[index])
-    const count = numbers[25]
+    const count = numbers[26]
     const markSteps = []
     const markNs = []
-    for (let index = 26; index < 26 + 2 * count; index += 2) {
+    for (let index = 27; index < 27 + 2 * count; index += 2) {
       markSteps.push(steps[numbers[index]])
       markNs.push(numbers[index + 1])
     }
@@ -28,6 +38,9 @@
       status: numbers[5],
       limit: limits[numbers[6]] ?? undefined,
       killedByHost: numbers[7] !== 0,
+      violated: numbers[25] !== 0,
+      violation: violation ?? undefined,
+      learned: learned ?? undefined,
       diskFull: numbers[8] !== 0,
       stdout: stdout ?? undefined,
       stderr: stderr ?? undefined,
@@ -53,7 +66,7 @@
       filter: filters[numbers[23]],
       warm: numbers[24] !== 0,
     }
-    return { kind: 'ended', token: numbers[0], pid: undefined, failure: undefined, ended: result }
+    return { kind: 'ended', token: numbers[0], pid: undefined, failure: undefined, asked: undefined, ended: result }
   }
-  return { plain, ended }
+  return { plain, asked, ended }
 }

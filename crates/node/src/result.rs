@@ -12,6 +12,7 @@ use napi::{Env, Result, check_status, sys};
 use nestbox_client::{Ended, Ending, Event, Failure, Limit, NAMESPACES, Step};
 
 use crate::event::{Bytes, NativeFailure, NativeOutput};
+use crate::syscall::{NativeAsked, NativeLearned, NativeSystemCall, hexadecimal};
 
 /// The function's source.
 const SOURCE: &str = include_str!("result.js");
@@ -20,7 +21,7 @@ const SOURCE: &str = include_str!("result.js");
 const ROOM: usize = 256;
 
 /// How many there are before the marks.
-const FIXED: usize = 26;
+const FIXED: usize = 27;
 
 const NETWORKS: [&str; 4] = ["none", "shared-loopback", "host", "zygote"];
 const FILTERS: [&str; 4] = ["unfiltered", "default", "strict", "custom"];
@@ -36,6 +37,7 @@ pub(crate) struct ResultMaker {
     /// Holds the array, and with it the memory of `numbers`.
     array: Cell<sys::napi_ref>,
     plain: Cell<sys::napi_ref>,
+    asked: Cell<sys::napi_ref>,
     ended: Cell<sys::napi_ref>,
     numbers: *mut f64,
 }
@@ -91,11 +93,13 @@ impl ResultMaker {
         let arguments = [array, names];
         let made = value!(sys::napi_call_function, env, global, factory, 2, arguments.as_ptr(); "result.js makes nothing");
         let plain = value!(sys::napi_get_named_property, env, made, c"plain".as_ptr(); "no plain()");
+        let asked = value!(sys::napi_get_named_property, env, made, c"asked".as_ptr(); "no asked()");
         let ended = value!(sys::napi_get_named_property, env, made, c"ended".as_ptr(); "no ended()");
         Ok(Self {
             env,
             array: Cell::new(value!(sys::napi_create_reference, env, array, 1; "no reference")),
             plain: Cell::new(value!(sys::napi_create_reference, env, plain, 1; "no reference")),
+            asked: Cell::new(value!(sys::napi_create_reference, env, asked, 1; "no reference")),
             ended: Cell::new(value!(sys::napi_create_reference, env, ended, 1; "no reference")),
             numbers: memory.cast(),
         })
@@ -103,7 +107,7 @@ impl ResultMaker {
 
     /// Lets go of all that it holds. Nothing can be made afterwards.
     pub(crate) fn close(&self) {
-        for reference in [&self.array, &self.plain, &self.ended] {
+        for reference in [&self.array, &self.plain, &self.asked, &self.ended] {
             let reference = reference.replace(ptr::null_mut());
             if !reference.is_null() {
                 // SAFETY: made in this environment, deleted once.
@@ -146,6 +150,11 @@ impl ResultMaker {
     pub(crate) fn event(&self, event: Event) -> Result<sys::napi_value> {
         match event {
             Event::Ended { token, ended } => self.ended(token, *ended),
+            Event::Asked { token, id, call } => {
+                self.write([token as f64]);
+                let asked = NativeAsked { id: hexadecimal(id), call: (*call).into() };
+                self.call(self.asked.get(), &[to_value(self.env, asked)?])
+            }
             Event::Started { token, pid } => self.plain("started", token, Some(pid), None),
             Event::Placed { token, pid } => self.plain("placed", token, Some(pid), None),
             Event::Prepared { token } => self.plain("prepared", token, None, None),
@@ -178,6 +187,8 @@ impl ResultMaker {
             to_value(env, ended.stderr.map(Bytes))?,
             to_value(env, (!outputs.is_empty()).then_some(outputs))?,
             to_value(env, (!ended.skipped.is_empty()).then_some(ended.skipped))?,
+            to_value(env, ended.violation.map(NativeSystemCall::from))?,
+            to_value(env, ended.learned.map(NativeLearned::from))?,
         ];
         self.call(self.ended.get(), &arguments)
     }
@@ -220,6 +231,7 @@ fn numbers(token: u64, ended: &Ended) -> impl Iterator<Item = f64> {
         f64::from(u8::from(ended.isolation.no_new_privs)),
         position(&FILTERS, &ended.isolation.filter),
         f64::from(u8::from(ended.warm)),
+        f64::from(u8::from(ended.violated)),
         marks.len() as f64,
     ];
     let marks = marks.iter().flat_map(|(step, time)| [f64::from(*step as i32), *time as f64]);

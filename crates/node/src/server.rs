@@ -15,6 +15,7 @@ use crate::loop_poll::{Interest, LoopPoll, Pollable};
 use crate::policy::NativePolicy;
 use crate::request::{self, NativeExtras, NativeLaunch, NativeLaunched};
 use crate::result::ResultMaker;
+use crate::syscall::NativeAnswer;
 
 /// The fork server that `build.rs` embedded.
 static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/forkserver"));
@@ -200,6 +201,16 @@ impl Server {
     #[napi(catch_unwind)]
     pub fn kill(&self, token: f64, signal: i32) -> bool {
         self.asked(|client| client.kill(token as u64, signal)).unwrap_or(false)
+    }
+
+    /// Decides about a call that an event `asked` is about; false if it waits no more.
+    #[napi(catch_unwind)]
+    pub fn answer(&self, token: f64, id: String, answer: NativeAnswer) -> bool {
+        let id = id.strip_prefix("0x").and_then(|id| u64::from_str_radix(id, 16).ok());
+        let answered = |client: &mut Client| {
+            id.is_some_and(|id| client.answer(token as u64, id, answer.convert()))
+        };
+        self.asked(answered).unwrap_or(false)
     }
 
     /// What it does at the moment.

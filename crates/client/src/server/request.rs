@@ -23,7 +23,7 @@ use crate::stdio::{self, Wired};
 use crate::templates;
 
 use super::progress::send_signal;
-use super::{Client, Preparation, gone, spawn_failure};
+use super::{Client, Questions, Preparation, gone, spawn_failure};
 
 impl Client {
     /// Launches a program. An error here is final; otherwise events follow.
@@ -123,6 +123,7 @@ impl Client {
             comms_fd_plus_one: if has_comms { stdio::COMMS_FD + 1 } else { 0 },
             report_init: draft.report_init,
             report_start: request.report_start,
+            supervision: protocol::Supervision::from(request.supervision).into(),
             park: false,
         };
         let template = match &draft.route {
@@ -161,6 +162,8 @@ impl Client {
             skipped,
             isolation: draft.isolation,
             pid_from_sender: draft.pid_from_sender,
+            supervision: request.supervision,
+            questions: Questions::default(),
         };
         self.launches.insert(token, launch);
         self.launched += 1;
