@@ -7,6 +7,7 @@ export { ForkServer } from './lib/server.ts'
 export { policy } from './lib/policy/policy.ts'
 export { syscallFilter } from './lib/syscalls/filter.ts'
 export { trace } from './lib/trace.ts'
+export { learn } from './lib/supervision/learn.ts'
 export {
   AbortError,
   ExecError,
@@ -70,7 +71,19 @@ export type {
   StdioIn,
   StdioOut,
   Timings,
-  Violation,
 } from './lib/launch/types.ts'
+export type {
+  LearnedCall,
+  LearnOptions,
+  Lesson,
+  SocketAddress,
+  SyscallCall,
+  SyscallCaller,
+  SyscallDecision,
+  SyscallHandler,
+  SyscallMemory,
+  Violation,
+  ViolationMessage,
+} from './lib/supervision/types.ts'
 export type { ForkServerOptions, ForkServerStats, Percentiles, SandboxOptions, SandboxStats } from './lib/types.ts'
 export type { Trace, TraceEvent } from './lib/trace.ts'

@@ -19,6 +19,7 @@ const ENDED: NativeEnded = {
   ending: 'exited',
   status: 0,
   killedByHost: false,
+  violated: false,
   diskFull: false,
   stdout: Buffer.from('out\n'),
   stderr: Buffer.from(''),

@@ -5,6 +5,7 @@
 // then still gives its result.
 
 import type {
+  NativeAsked,
   NativeEnded,
   NativeEvent,
   NativeExtras,
@@ -24,6 +25,8 @@ export interface Listener {
   placed?(pid: number): void
   /** The program runs; or what was asked to be prepared is. */
   started(pid: number): void
+  /** A call waits for the host's decision. */
+  asked?(asked: NativeAsked): void
   ended(ended: NativeEnded): void
   failed(failure: NativeFailure): void
   lost(error: ForkServerError): void
@@ -180,11 +183,13 @@ export class Connection {
   }
 
   #dispatch(event: NativeEvent): void {
-    const { kind, token, pid = 0, failure, ended } = event
+    const { kind, token, pid = 0, failure, asked, ended } = event
     const listener = this.#listeners.get(token)
     if (listener === undefined) return
     if (kind === 'placed') {
       listener.placed?.(pid)
+    } else if (kind === 'asked') {
+      if (asked !== undefined) listener.asked?.(asked)
     } else if (kind === 'started') {
       listener.started(pid)
     } else {

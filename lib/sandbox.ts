@@ -3,15 +3,17 @@
 import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
 import * as z from 'zod'
 
-import { describeIssues, NestboxError, RequestError } from './errors.ts'
+import { describeIssues, NestboxError, RequestError, requestError } from './errors.ts'
 import { type LaunchContext, sandboxContext, type Warmth } from './launch/context.ts'
 import type { Flight } from './launch/flight.ts'
 import type { AnyResult } from './launch/result.ts'
 import type { Launcher } from './launch/types.ts'
 import { type Gate, makeLauncher } from './launcher.ts'
 import { nativePolicy, policy as policyFactory, toPolicy } from './policy/policy.ts'
-import type { Policy, PolicyBuilder } from './policy/types.ts'
+import type { Policy, PolicyBuilder, Syscalls } from './policy/types.ts'
 import { Queue } from './queue.ts'
+import type { SyscallHandler } from './supervision/types.ts'
+import type { SyscallAction } from './syscalls/types.ts'
 import { RunningForkServer, sharedServer } from './server.ts'
 import type { ForkServer, Percentiles, Sandbox as SandboxType, SandboxOptions, SandboxStats } from './types.ts'
 import { check, countSchema, MillisecondsSchema, type Tied } from './validate.ts'
@@ -20,6 +22,8 @@ const ServerSchema = z.custom<ForkServer>(
   (server) => server instanceof RunningForkServer,
   'It must be what ForkServer.start() gave',
 )
+
+const HandlerSchema = z.custom<SyscallHandler>((handler) => typeof handler === 'function', 'It must be a function')
 
 /** The core finds a nest among those of its policy by looking at each. */
 const WarmSchema = countSchema(0).refine((count) => count <= 1024, 'It must be at most 1024')
@@ -32,6 +36,7 @@ const SandboxOptionsSchema = z.strictObject({
   maxQueue: countSchema(0).optional(),
   queueTimeout: MillisecondsSchema.optional(),
   server: ServerSchema.optional(),
+  onSyscall: HandlerSchema.optional(),
   warm: WarmSchema.optional(),
   warmIdle: MillisecondsSchema.optional(),
 })
@@ -102,10 +107,10 @@ class RunningSandbox implements SandboxType {
       },
       over: (flight, result) => this.#over(flight, result),
     }
-    const { warm, warmIdle } = options
+    const { warm, warmIdle, onSyscall } = options
     const idle = warmIdle ?? (warm === undefined ? DEFAULT_WARM_IDLE : Infinity)
     this.#warmth = { count: warm ?? 1, idle: Number.isFinite(idle) ? idle : undefined }
-    const context = sandboxContext(policy, this.#warmth)
+    const context = sandboxContext(policy, this.#warmth, { onSyscall })
     this.#context = context
     const launcher = makeLauncher(() => context, gate)
     this.run = launcher.run
@@ -206,6 +211,19 @@ class RunningSandbox implements SandboxType {
   }
 }
 
+/** Whether a filter ever leaves a call to its supervisor. */
+const asks = (syscalls: Syscalls): boolean => {
+  if (typeof syscalls === 'string') return syscalls === 'strict'
+  const leaves = (action: SyscallAction): boolean => action === 'report' || action === 'ask'
+  return leaves(syscalls.otherwise) || syscalls.rules.some(({ action }) => leaves(action))
+}
+
+const neverAsked = (syscalls: Syscalls): RequestError => {
+  const filter = typeof syscalls === 'string' ? `The filter '${syscalls}'` : "The policy's filter"
+  const message = `${filter} has no 'report' and no 'ask': it would never be called`
+  return requestError("Sandbox.create() was asked for something that can't be", ['onSyscall'], message)
+}
+
 const closed = (): NestboxError =>
   new NestboxError('ERR_NESTBOX_CLOSED', 'The sandbox was closed: it takes no more launches.')
 
@@ -239,8 +257,10 @@ export const Sandbox: {
         cause,
       })
     }
+    const finished = policy === undefined ? policyFactory('host-system').build() : toPolicy(policy)
+    if (checked.value.onSyscall !== undefined && !asks(finished.syscalls)) throw neverAsked(finished.syscalls)
     const sandbox = new RunningSandbox(
-      policy === undefined ? policyFactory('host-system').build() : toPolicy(policy),
+      finished,
       (checked.value.server as RunningForkServer | undefined) ?? sharedServer(),
       checked.value,
     )

@@ -3,6 +3,7 @@
 
 import type { Launcher } from './launch/types.ts'
 import type { Policy } from './policy/types.ts'
+import type { SyscallHandler } from './supervision/types.ts'
 
 /** What a {@link ForkServer} is started with. */
 export interface ForkServerOptions {
@@ -104,6 +105,13 @@ export interface SandboxOptions {
   warmIdle?: number | undefined
   /** @defaultValue the process-wide one, started on first use */
   server?: ForkServer | undefined
+  /**
+   * Decides about each call that the policy's filter would report, or leaves to it (`'report'`, `'ask'`). The caller waits
+   * meanwhile, and its clock runs. If the handler throws, or the host dies, the nest is killed.
+   *
+   * @defaultValue every such call is a violation
+   */
+  onSyscall?: SyscallHandler | undefined
 }
 
 /** The distribution of a time, in milliseconds. Zeros as long as there was none. */

@@ -5,6 +5,7 @@ import type { NativePolicy } from '#binding'
 import { SpawnError } from '../errors.ts'
 import { nativePolicy } from '../policy/policy.ts'
 import type { LimitsJSON, Policy } from '../policy/types.ts'
+import type { SyscallHandler } from '../supervision/types.ts'
 
 /** An environment as the core takes it, and the `PATH` in it. */
 export interface Environment {
@@ -36,6 +37,16 @@ export interface LaunchContext {
   readonly unmet: SpawnError | undefined
   /** The nests that are kept for the launches to come. */
   readonly warmth: Warmth
+  /** Decides about the calls that the filter stops. */
+  readonly onSyscall: SyscallHandler | undefined
+  /** Those calls are noted and made. */
+  readonly learns: boolean
+}
+
+/** What becomes of the calls that the filter stops; by default they are violations. */
+export interface Supervision {
+  readonly onSyscall?: SyscallHandler | undefined
+  readonly learns?: boolean
 }
 
 /** How many nests are kept warm, and for how many milliseconds each; without a time for ever. */
@@ -66,7 +77,11 @@ const overlay = (
 const NO_WARMTH: Warmth = Object.freeze({ count: 0, idle: undefined })
 
 /** The context of a sandbox. */
-export const sandboxContext = (policy: Policy, warmth: Warmth = NO_WARMTH): LaunchContext => {
+export const sandboxContext = (
+  policy: Policy,
+  warmth: Warmth = NO_WARMTH,
+  supervision: Supervision = {},
+): LaunchContext => {
   const environment = join(new Map(Object.entries(policy.env)))
   const mountPoints = new Set<string>()
   for (const mount of policy.mounts) if (mount.type === 'mountPoint') mountPoints.add(mount.path)
@@ -91,6 +106,8 @@ export const sandboxContext = (policy: Policy, warmth: Warmth = NO_WARMTH): Laun
     environment: (over) => (over === undefined ? environment : overlay(policy.env, over)),
     unmet: policy.require.length === 0 ? undefined : unmet(policy),
     warmth,
+    onSyscall: supervision.onSyscall,
+    learns: supervision.learns ?? false,
   }
 }
 
@@ -133,4 +150,6 @@ export const unsandboxedContext: LaunchContext = Object.freeze({
     over === undefined ? undefined : overlay({}, over),
   unmet: undefined,
   warmth: NO_WARMTH,
+  onSyscall: undefined,
+  learns: false,
 })

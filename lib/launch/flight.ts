@@ -3,7 +3,7 @@
 
 import { close, open } from 'node:fs'
 import type { Socket } from 'node:net'
-import type { NativeEnded, NativeFailure, NativeLaunched } from '#binding'
+import type { NativeAsked, NativeEnded, NativeFailure, NativeLaunched, NativeLearned } from '#binding'
 
 import type { Connection, LaunchMessage, Listener } from '../connection.ts'
 import {
@@ -17,6 +17,8 @@ import {
   SpawnError,
 } from '../errors.ts'
 import { signalNumber } from '../signals.ts'
+import { decide, handlerFailure } from '../supervision/handler.ts'
+import { publish, toCall } from '../supervision/violation.ts'
 import { type LaunchRequest, type OpenFile, unsafeDescriptor } from './request.ts'
 import { type AnyResult, makeResult, processError, type Streamed } from './result.ts'
 import { RunningSandboxee } from './sandboxee.ts'
@@ -71,6 +73,10 @@ export class Flight implements Listener {
   #settled = false
   /** What the caller's input stream failed with. */
   #inputError: Error | undefined
+  /** What `onSyscall` failed with. */
+  #handlerError: Error | undefined
+  /** What was learned. */
+  learned: NativeLearned | undefined
   #meter: OutputMeter | undefined
   #timers: NodeJS.Timeout[] = []
   readonly #onAbort = (): void => this.#abort()
@@ -225,6 +231,16 @@ export class Flight implements Listener {
     this.#deliver()
   }
 
+  asked({ id, call }: NativeAsked): void {
+    const { context, file, args } = this.request
+    if (context.onSyscall === undefined || this.#settled) return
+    void decide(context.onSyscall, toCall(call), { file, args, pid: this.pid }).then(({ answer, error }) => {
+      if (error !== undefined) this.#handlerError ??= error
+      // It may be over by now, and its server with it.
+      if (!this.#settled) this.#connection?.server.answer(this.#token, id, answer)
+    })
+  }
+
   ended(ended: NativeEnded): void {
     this.pid = ended.pid
     const streams = [this.stdout, this.stderr].filter((stream) => stream !== undefined)
@@ -257,6 +273,7 @@ export class Flight implements Listener {
   /** Why it was killed before there was a result, if that was the host's doing. */
   #ownReason(): Error | undefined {
     if (this.#canceled) return this.#abortError(undefined)
+    if (this.#handlerError !== undefined) return handlerFailure(this.#handlerError)
     return this.#inputError === undefined ? undefined : inputFailure(this.#inputError)
   }
 
@@ -272,10 +289,16 @@ export class Flight implements Listener {
       stderr: streamed(this.stderr),
       overflowed: this.#meter?.overflowed ?? false,
     })
+    this.learned = ended.learned
+    if (result.status === 'violation') {
+      const { file, args, pid, violation } = result
+      publish({ file, args, pid, ...(violation === undefined ? {} : { violation }) })
+    }
     // It ran, however short: whoever spawned it gets to know it before its result.
     this.#deliver()
     if (this.#canceled) this.#fail(this.#abortError(result), result)
     else if (this.#inputError !== undefined) this.#fail(inputFailure(this.#inputError), result)
+    else if (this.#handlerError !== undefined) this.#fail(handlerFailure(this.#handlerError), result)
     else if (request.reject && result.failed) this.#fail(processError(result, request.limits), result)
     else {
       this.#settle(result)

@@ -225,12 +225,14 @@ class Merge {
       checkFds: !this.#exempt,
       comms: this.#options.comms === true,
       // Whoever only waits for the result need not be woken when the program starts.
-      reportStart: this.#kind === 'spawn' || grace !== undefined,
+      reportStart: this.#kind === 'spawn' || grace !== undefined || context.onSyscall !== undefined,
       warm: context.warmth.count,
       warmIdle: context.warmth.idle,
       extras: undefined,
     }
     if (message.comms) this.#checkComms(stdio)
+    if (context.onSyscall !== undefined) this.#extras(message).supervision = 'ask'
+    else if (context.learns) this.#extras(message).supervision = 'learn'
     if (stdio.extra.length > 0) this.#extras(message).extraFds = stdio.extra
     const tightened = this.#nativeLimits(limits, grace?.hard)
     if (tightened !== undefined) this.#extras(message).limits = tightened

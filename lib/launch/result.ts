@@ -6,6 +6,8 @@ import type { NativeEnded } from '#binding'
 import { ProcessError } from '../errors.ts'
 import type { LimitName, LimitsJSON, Network } from '../policy/types.ts'
 import { signalName } from '../signals.ts'
+import type { Violation } from '../supervision/types.ts'
+import { toViolation } from '../supervision/violation.ts'
 import type { LaunchRequest } from './request.ts'
 import type { CommonResult, Isolation, LaunchOptions, OutputFailure, ResourceUsage, Result, Timings } from './types.ts'
 
@@ -41,18 +43,22 @@ export type Verdict =
   | { readonly status: 'exited'; readonly exitCode: number }
   | { readonly status: 'signaled'; readonly signal: NodeJS.Signals }
   | { readonly status: 'limit-exceeded'; readonly limit: LimitName; readonly signal?: NodeJS.Signals }
-  | { readonly status: 'violation' }
+  | { readonly status: 'violation'; readonly violation?: Violation }
   | { readonly status: 'killed'; readonly signal: NodeJS.Signals }
 
 /** Decides by evidence: violation, limit, killed by the host, signal, exit. */
 export const verdict = (
-  ended: Pick<NativeEnded, 'ending' | 'status' | 'limit' | 'killedByHost' | 'filter'>,
+  ended: Pick<NativeEnded, 'ending' | 'status' | 'limit' | 'killedByHost' | 'filter' | 'violated' | 'violation'>,
   host: Pick<HostFacts, 'timedOut' | 'sent' | 'overflowed'>,
   onOverflow: LaunchRequest['onOverflow'],
 ): Verdict => {
+  if (ended.violated) {
+    const { violation } = ended
+    return violation === undefined ? { status: 'violation' } : { status: 'violation', violation: toViolation(violation) }
+  }
   const signaled = ended.ending === 'signaled'
   // The kernel's own kill by a filter; without one a SIGSYS is a signal like others.
-  if (signaled && ended.status === constants.signals.SIGSYS && ended.filter === 'default')
+  if (signaled && ended.status === constants.signals.SIGSYS && ended.filter !== 'unfiltered')
     return { status: 'violation' }
   const limit = limitOf(ended.limit, host, onOverflow)
   if (limit !== undefined) {
@@ -108,7 +114,9 @@ export const makeResult = (request: LaunchRequest, ended: NativeEnded, host: Hos
     pid: ended.pid,
   }
   if (end.status === 'exited') result.exitCode = end.exitCode
-  else if (end.status !== 'violation' && end.signal !== undefined) result.signal = end.signal
+  else if (end.status === 'violation') {
+    if (end.violation !== undefined) result.violation = end.violation
+  } else if (end.signal !== undefined) result.signal = end.signal
   if (limit !== undefined) result.limit = limit
   if (outputs.errors !== undefined) result.outputErrors = outputs.errors
   return result as unknown as AnyResult
@@ -122,6 +130,7 @@ interface Draft extends Omit<CommonResult<LaunchOptions, boolean>, 'outputs' | '
   exitCode?: number
   signal?: NodeJS.Signals
   limit?: LimitName
+  violation?: Violation
 }
 
 /** With `reject: true`: the error that a failed result is. */
@@ -131,7 +140,9 @@ export const processError = (result: AnyResult, limits: LimitsJSON): ProcessErro
 const reason = (result: AnyResult, limits: LimitsJSON): string => {
   switch (result.status) {
     case 'violation':
-      return 'Command violated its syscall filter'
+      return result.violation === undefined
+        ? 'Command violated its syscall filter'
+        : `Command violated its syscall filter with ${result.violation.syscall}`
     case 'limit-exceeded':
       return result.timedOut && limits.wallTime !== null
         ? `Command timed out after ${limits.wallTime} milliseconds`

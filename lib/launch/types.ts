@@ -5,6 +5,7 @@ import type { FileHandle } from 'node:fs/promises'
 import type { Duplex, Readable, Writable } from 'node:stream'
 
 import type { LimitName, Limits, Network, Size } from '../policy/types.ts'
+import type { Violation } from '../supervision/types.ts'
 import type { SyscallPreset } from '../syscalls/types.ts'
 
 // ---- options --------------------------------------------------------------------------------------------------------
@@ -209,17 +210,6 @@ type OutputOf<F> =
 type Outputs<O> = O extends { outputs: infer F } ? { readonly [K in keyof F]: OutputOf<F[K]> } : {}
 
 // ---- the result --------------------------------------------------------------------------------------------------------
-
-/** A system call that the filter refused. */
-export interface Violation {
-  readonly syscall: string
-  readonly number: number
-  /** The six arguments, in hexadecimal. */
-  readonly args: string[]
-  readonly arch: string
-  readonly instructionPointer: string
-  readonly path?: string
-}
 
 /** What the nest used. */
 export interface ResourceUsage {

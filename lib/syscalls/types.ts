@@ -9,7 +9,8 @@ export type ErrnoName = `E${string}`
 /**
  * What becomes of a system call. `'allow'`: it is made. `{ errno }`: it fails with this error. `'report'`: it is recorded
  * and the nest killed; the result's status is `'violation'`. `'kill'`: the kernel kills the process, nobody is told why,
- * and nothing had to wait for it. `'ask'`: `onSyscall` decides.
+ * and nothing had to wait for it. `'ask'`: `onSyscall` decides, and without one it is reported. A sandbox with `onSyscall`
+ * asks about what would be reported, too.
  */
 export type SyscallAction = 'allow' | 'report' | 'kill' | 'ask' | { readonly errno: ErrnoName }
 

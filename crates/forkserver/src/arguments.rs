@@ -117,7 +117,9 @@ pub(crate) fn telling(number: c_long) -> u32 {
     match number {
         libc::SYS_socket => FIRST | THIRD,
         libc::SYS_setsockopt | libc::SYS_getsockopt => SECOND | THIRD,
-        libc::SYS_ioctl | libc::SYS_fcntl | libc::SYS_prlimit64 | libc::SYS_setns => SECOND,
+        libc::SYS_ioctl | libc::SYS_fcntl | libc::SYS_setns => SECOND,
+        // Whose limits, and which.
+        libc::SYS_prlimit64 => FIRST | SECOND,
         libc::SYS_socketpair
         | libc::SYS_clone
         | libc::SYS_unshare
