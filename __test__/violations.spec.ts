@@ -11,6 +11,7 @@ import test from 'ava'
 
 import {
   policy,
+  type LaunchOptions,
   type PolicyBuilder,
   ProcessError,
   Sandbox,
@@ -82,6 +83,40 @@ gcc('the same in nests that were warm', async (t) => {
   // The launch's own calls are no violations, whatever the policy makes of them.
   await using strict = await Sandbox.create(shown().syscalls('strict'), { warm: 1 })
   t.is((await violationOf(strict, 'make')).path, '/tmp/made')
+})
+
+gcc('nothing that the launch itself does is a violation, however it is launched', async (t) => {
+  // Everything is reported: the program's first call is.
+  const base = shown().mountPoint('/bound')
+  await using warm = await Sandbox.create(base.syscalls(syscallFilter()), { warm: 2 })
+  await using cold = await Sandbox.create(base.syscalls(syscallFilter()), { warm: 0 })
+  const forms: LaunchOptions[] = [
+    {},
+    { files: { '/tmp/file': 'x' }, cwd: '/tmp' },
+    { binds: { '/bound': directory } },
+    { input: 'x', stderr: 'stdout', env: { A: 'x'.repeat(100_000) } },
+    { stdio: ['ignore', 'pipe', 'pipe', 'ignore', 'ignore', 'inherit'], limits: { openFiles: 8, processes: 1 } },
+  ]
+  for (const box of [warm, cold]) {
+    for (const options of forms) {
+      // oxlint-disable-next-line no-await-in-loop
+      const result = await box.run('/program', ['make'], { timeout: 10_000, ...options })
+      if (result.status !== 'violation' || result.violation === undefined) return t.fail(JSON.stringify(result))
+      t.is(result.violation.pid, 2)
+      t.true(['brk', 'arch_prctl', 'set_tid_address', 'prctl'].includes(result.violation.syscall), result.violation.syscall)
+    }
+    // oxlint-disable-next-line no-await-in-loop
+    await t.throwsAsync(box.run('/no-such-program'), { code: 'ERR_NESTBOX_EXEC' })
+  }
+})
+
+test('a program has nothing of its supervisor', async (t) => {
+  await using box = await Sandbox.create(policy('host-system').syscalls(reporting('mkdir', 'mkdirat')))
+  for (let round = 0; round < 3; round += 1) {
+    // oxlint-disable-next-line no-await-in-loop
+    const result = await box.run('sh', ['-c', 'echo /proc/self/fd/*'], { stdio: ['ignore', 'pipe', 'pipe', 'inherit'] })
+    t.is(result.stdout, '/proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 /proc/self/fd/3 /proc/self/fd/4')
+  }
 })
 
 gcc('paths and addresses are shown', async (t) => {

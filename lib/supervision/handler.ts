@@ -1,6 +1,7 @@
 // Asking `onSyscall`, and making an answer of what it says. Whatever it says that makes no sense is an error of the host,
 // and allows nothing.
 
+import { fstatSync } from 'node:fs'
 import { constants } from 'node:os'
 import type { FileHandle } from 'node:fs/promises'
 import type { NativeAnswer } from '#binding'
@@ -55,9 +56,18 @@ const toAnswer = (decision: SyscallDecision | undefined): NativeAnswer => {
     return { kind: 'value', value: String(number) }
   }
   const fd = typeof value.fd === 'number' ? value.fd : value.fd.fd
-  const why = value.unsafe === true ? undefined : unsafeDescriptor(fd)
+  const why = value.unsafe === true ? closedDescriptor(fd) : unsafeDescriptor(fd)
   if (why !== undefined) throw new Error(`onSyscall answered with the descriptor ${fd}: ${why}.`)
   return { kind: 'fd', number: fd, closeOnExec: value.closeOnExec ?? true }
+}
+
+const closedDescriptor = (fd: number): string | undefined => {
+  try {
+    fstatSync(fd)
+    return undefined
+  } catch {
+    return 'It is not an open descriptor'
+  }
 }
 
 /** What a handler decides. Never throws: the error is the second part, and the answer then a violation. */

@@ -118,7 +118,7 @@ struct Running<'a> {
     /// Init has not given up its capabilities yet.
     capable: bool,
     /// Deals with the calls that the filter stops.
-    supervisor: Option<Supervisor>,
+    supervisor: Option<Box<Supervisor>>,
 }
 
 /// From the fresh namespaces to the running program; `None` if it was a warm nest's that nobody needs.
@@ -160,8 +160,8 @@ fn start<'a>(
     let listener = handover.map(|handover| handover.receive_as(signals.as_raw_fd() + 1)).transpose()?;
     close_fds(nest, launch, signals.as_raw_fd())?;
     let proc = nest.pid_namespace.then_some(PROC_FD);
-    let supervisor =
-        listener.map(|listener| Supervisor::new(listener, launch.supervision, proc, nest.reads));
+    let supervise = |listener| Box::new(Supervisor::new(listener, launch.supervision, proc, nest.reads));
+    let supervisor = listener.map(supervise);
     let capable = nest.guard.is_some();
     Ok(Some(Running { launch, pid, exec_ns, signals, unreported, capable, supervisor }))
 }
@@ -351,7 +351,7 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, 
                     let decided = |supervisor: &mut Supervisor| {
                         supervisor.answer(answer, fd.as_ref().map(AsFd::as_fd), pid)
                     };
-                    if running.supervisor.as_mut().map(decided) == Some(Finding::Violation) {
+                    if running.supervisor.as_deref_mut().map(decided) == Some(Finding::Violation) {
                         break Verdict { violated: true, ..Verdict::default() };
                     }
                 }
@@ -407,7 +407,7 @@ struct Ready {
 
 /// Waits until `until` for a message, a child or a call that the filter stopped.
 fn wait(socket: BorrowedFd<'_>, running: &Running<'_>, until: Option<u64>) -> Ready {
-    let supervisor = running.supervisor.as_ref();
+    let supervisor = running.supervisor.as_deref();
     let waiting = supervisor.is_some_and(Supervisor::is_waiting_for_room);
     let poll = |fd, events| libc::pollfd { fd, events, revents: 0 };
     let mut fds = [
@@ -579,7 +579,7 @@ fn finish(
         }
         limit => limit,
     };
-    let (learned, violation) = running.supervisor.as_mut().map_or((None, None), Supervisor::findings);
+    let (learned, violation) = running.supervisor.as_deref_mut().map_or((None, None), Supervisor::findings);
     report::ended(
         socket,
         &Ending {

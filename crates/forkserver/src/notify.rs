@@ -99,8 +99,10 @@ impl Supervisor {
     /// The listener is ready: `events` of poll(2). `main` is the program's pid.
     pub(crate) fn notified(&mut self, socket: BorrowedFd<'_>, main: i32, events: i16) -> Finding {
         if events & libc::POLLIN == 0 {
-            // Nobody is under the filter any more.
-            self.listener = None;
+            if events & libc::POLLHUP != 0 {
+                // Nobody is under the filter any more.
+                self.listener = None;
+            }
             return Finding::Nothing;
         }
         // SAFETY: all-zero is a valid seccomp_notif, and what the kernel wants to be given.

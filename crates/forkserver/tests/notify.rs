@@ -169,7 +169,10 @@ struct Asking {
 }
 
 fn asking(template: &OwnedFd, launch: Launch) -> Asking {
-    let (socket, theirs) = socket::seqpacket_pair().expect("socketpair");
+    asking_through(socket::seqpacket_pair().expect("socketpair"), template, launch)
+}
+
+fn asking_through((socket, theirs): (OwnedFd, OwnedFd), template: &OwnedFd, launch: Launch) -> Asking {
     socket::pass_credentials(socket.as_fd()).expect("SO_PASSCRED");
     let (stdout, write) = pipe();
     let launch = Launch {
@@ -313,6 +316,21 @@ fn questions_are_bounded_and_none_is_lost() {
     let outcome = asking.finish();
     assert_eq!(outcome.stdout, "2000 answered\n");
     assert!(!outcome.ended.expect("ended").violated);
+}
+
+#[test]
+fn questions_that_find_no_room_wait_for_it() {
+    let Some(nest) = nest(filter(&[libc::SYS_openat2])) else { return };
+    let pair = socket::seqpacket_pair().expect("socketpair");
+    // The least that the kernel gives: two or three questions.
+    nix::sys::socket::setsockopt(&pair.1, nix::sys::socket::sockopt::SndBuf, &1).expect("SO_SNDBUF");
+    let asking =
+        asking_through(pair, &nest.template, at_most(60, launch(&["/program", "many", "20", "20"])));
+    std::thread::sleep(Duration::from_millis(100));
+    for _ in 0..20 * 20 {
+        asking.answer(asking.asked().id, AnswerKind::Value, 1, &[]);
+    }
+    assert_eq!(asking.finish().stdout, "400 answered\n");
 }
 
 #[test]
