@@ -44,6 +44,8 @@ export declare class Server {
   cool(policy: NativePolicy): void
   /** Sends a signal; false if the launch is over. */
   kill(token: number, signal: number): boolean
+  /** Decides about a call that an event `asked` is about; false if it waits no more. */
+  answer(token: number, id: string, answer: NativeAnswer): boolean
   /** What it does at the moment. */
   stats(): NativeServerStats
   /** Kills the fork server and all that it serves. What is in flight is reported lost. Idempotent. */
@@ -59,6 +61,31 @@ export declare function checkPolicy(json: string): Array<NativeIssue>
 /** What is wrong with the JSON of a syscall filter. */
 export declare function checkSyscallFilter(json: string): Array<NativeIssue>
 
+/** A socket's address. */
+export interface NativeAddress {
+  family: string
+  address?: string
+  port?: number
+  path?: string
+}
+
+/** An answer. */
+export interface NativeAnswer {
+  kind: 'report' | 'kill' | 'allow' | 'errno' | 'value' | 'fd'
+  /** Decimal, with `value`. */
+  value?: string
+  /** With `errno` its number, with `fd` ours. */
+  number?: number
+  /** With `fd`. */
+  closeOnExec?: boolean
+}
+
+/** A question about a call. */
+export interface NativeAsked {
+  id: string
+  call: NativeSystemCall
+}
+
 /** A host path on a mount point. */
 export interface NativeBind {
   path: string
@@ -73,6 +100,9 @@ export interface NativeEnded {
   status: number
   limit?: 'wallTime' | 'cpuTime' | 'fileSize' | 'output' | undefined
   killedByHost: boolean
+  violated: boolean
+  violation?: NativeSystemCall | undefined
+  learned?: NativeLearned | undefined
   diskFull: boolean
   stdout?: Buffer | undefined
   stderr?: Buffer | undefined
@@ -102,10 +132,11 @@ export interface NativeEnded {
 
 /** What happened. */
 export interface NativeEvent {
-  kind: 'server-ready' | 'server-lost' | 'prepared' | 'placed' | 'started' | 'ended' | 'failed' | 'lost'
+  kind: 'server-ready' | 'server-lost' | 'prepared' | 'placed' | 'started' | 'asked' | 'ended' | 'failed' | 'lost'
   token: number
   pid?: number | undefined
   failure?: NativeFailure | undefined
+  asked?: NativeAsked | undefined
   ended?: NativeEnded | undefined
 }
 
@@ -117,6 +148,7 @@ export interface NativeExtras {
   files?: Array<NativeFile>
   outputs?: Array<NativeOutputRequest>
   limits?: NativeLimits
+  supervision?: 'ask' | 'learn'
 }
 
 /** The record of something that failed. */
@@ -180,6 +212,12 @@ export interface NativeLaunched {
   failure?: NativeFailure
 }
 
+/** What a launch learned. */
+export interface NativeLearned {
+  uses: Array<NativeUse>
+  incomplete: boolean
+}
+
 /** Limits that a launch tightens. */
 export interface NativeLimits {
   wallTime?: number
@@ -191,6 +229,15 @@ export interface NativeLimits {
   stack?: number
   core?: number
   addressSpacePerProcess?: number
+}
+
+/** What one of its pointers led to. */
+export interface NativeMemory {
+  argument: number
+  kind: 'path' | 'address' | 'data'
+  content: Buffer
+  cut: boolean
+  address?: NativeAddress
 }
 
 /** A file that a launch left. */
@@ -220,6 +267,18 @@ export interface NativeServerStats {
   warmNests: number
 }
 
+/** A system call that the filter stopped. */
+export interface NativeSystemCall {
+  syscall: string
+  number: number
+  args: Array<string>
+  arch: string
+  instructionPointer: string
+  pid?: number
+  tid: number
+  memory: Array<NativeMemory>
+}
+
 /** One node of a mount tree. The order of a list of them is the order of mounting. */
 export interface NativeTreeEntry {
   type: 'file' | 'directory' | 'tmpfs' | 'root'
@@ -229,6 +288,13 @@ export interface NativeTreeEntry {
   allowWriteExecutable?: boolean
   allowMountPropagation?: boolean
   options?: string
+}
+
+/** One use of a call. */
+export interface NativeUse {
+  syscall: string
+  /** Arguments that tell it apart: index, value, index, value. */
+  arguments: Array<number>
 }
 
 /** How a fork server is started. */
