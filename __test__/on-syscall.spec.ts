@@ -86,8 +86,14 @@ gcc('handlers see which call it is, and copies of what its pointers lead to', as
   const result = await box.run('/program', ['each', '3'])
   t.is(result.stdout, '10\nEEXIST\n12')
   t.deepEqual([...pids], [result.pid])
-  t.deepEqual(calls.map((call) => call.path), ['/call/0', '/call/1', '/call/2'])
-  t.deepEqual(calls[0]?.memory.map(({ kind, cut }) => [kind, cut]), [['path', false]])
+  t.deepEqual(
+    calls.map((call) => call.path),
+    ['/call/0', '/call/1', '/call/2'],
+  )
+  t.deepEqual(
+    calls[0]?.memory.map(({ kind, cut }) => [kind, cut]),
+    [['path', false]],
+  )
   t.is(Buffer.from(calls[0]?.memory[0]?.content ?? []).toString(), '/call/0')
   calls.length = 0
   t.is((await box.run('/program', ['send'])).stdout, '15')
@@ -124,7 +130,12 @@ gcc('handlers may take their time, and the clock goes on', async (t) => {
 })
 
 const failing: readonly (readonly [string, SyscallHandler])[] = [
-  ['throws', () => { throw new TypeError('on purpose') }],
+  [
+    'throws',
+    () => {
+      throw new TypeError('on purpose')
+    },
+  ],
   ['rejects', () => Promise.reject(new TypeError('on purpose'))],
   ['says what is no decision', () => 'on purpose' as 'allow'],
   ['says an error that is none', () => ({ errno: 'EON_PURPOSE' })],
@@ -159,15 +170,15 @@ gcc('descriptors that lead out are refused unless that is meant', async (t) => {
 })
 
 gcc('hundreds of callers are answered, each once', async (t) => {
-  let open = 0
+  let waiting = 0
   let most = 0
   let all = 0
   await using box = await asking(async () => {
-    open += 1
+    waiting += 1
     all += 1
-    most = Math.max(most, open)
+    most = Math.max(most, waiting)
     await delay(1)
-    open -= 1
+    waiting -= 1
     return { value: 7 }
   })
   const result = await box.run('/program', ['many', '40', '20'], { timeout: 30_000 })

@@ -38,7 +38,10 @@ test.before(() => {
 })
 
 /** The default preset, but for these calls. */
-const reporting = (...names: string[]): SyscallFilter => syscallFilter().report(...names).preset('default')
+const reporting = (...names: string[]): SyscallFilter =>
+  syscallFilter()
+    .report(...names)
+    .preset('default')
 
 const shown = (): PolicyBuilder => policy().tmpfs('/tmp').proc('fresh').bind(program, '/program')
 
@@ -103,7 +106,10 @@ gcc('nothing that the launch itself does is a violation, however it is launched'
       const result = await box.run('/program', ['make'], { timeout: 10_000, ...options })
       if (result.status !== 'violation' || result.violation === undefined) return t.fail(JSON.stringify(result))
       t.is(result.violation.pid, 2)
-      t.true(['brk', 'arch_prctl', 'set_tid_address', 'prctl'].includes(result.violation.syscall), result.violation.syscall)
+      t.true(
+        ['brk', 'arch_prctl', 'set_tid_address', 'prctl'].includes(result.violation.syscall),
+        result.violation.syscall,
+      )
     }
     // oxlint-disable-next-line no-await-in-loop
     await t.throwsAsync(box.run('/no-such-program'), { code: 'ERR_NESTBOX_EXEC' })
@@ -186,7 +192,7 @@ gcc('subscribers of the channel hear of it', async (t) => {
 gcc('reject: the error names the call', async (t) => {
   await using box = await boxed(reporting('mkdir', 'mkdirat'))
   const error = await t.throwsAsync(box.run('/program', ['make'], { reject: true }), { instanceOf: ProcessError })
-  t.regex(String(error?.message), /^Command violated its syscall filter with mkdir(at)?: \/program make/)
+  t.regex(error?.message ?? '', /^Command violated its syscall filter with mkdir(at)?: \/program make/)
 })
 
 gcc('a flood is one violation, at once, and nothing of it is let through', async (t) => {
@@ -215,7 +221,10 @@ gcc('init keeps what it needs to look, and nothing else', async (t) => {
 })
 
 gcc('a dead init allows nothing', async (t) => {
-  await using box = await boxed(reporting('mkdir', 'mkdirat'), shown().bind('/usr', '/usr').symlink('/bin', 'usr/bin').symlink('/lib64', 'usr/lib64').symlink('/lib', 'usr/lib'))
+  await using box = await boxed(
+    reporting('mkdir', 'mkdirat'),
+    shown().bind('/usr', '/usr').symlink('/bin', 'usr/bin').symlink('/lib64', 'usr/lib64').symlink('/lib', 'usr/lib'),
+  )
   const sandboxee = await box.spawn('sleep', ['20'])
   const init = Number(/^PPid:\s*(\d+)$/m.exec(readFileSync(`/proc/${sandboxee.pid}/status`, 'latin1'))?.[1])
   process.kill(init, 'SIGKILL')

@@ -211,10 +211,12 @@ class RunningSandbox implements SandboxType {
   }
 }
 
-/** Whether a filter ever leaves a call to its supervisor. */
+/** What leaves a call to the supervisor. */
+const leaves = (action: SyscallAction): boolean => action === 'report' || action === 'ask'
+
+/** Whether a filter ever does. */
 const asks = (syscalls: Syscalls): boolean => {
   if (typeof syscalls === 'string') return syscalls === 'strict'
-  const leaves = (action: SyscallAction): boolean => action === 'report' || action === 'ask'
   return leaves(syscalls.otherwise) || syscalls.rules.some(({ action }) => leaves(action))
 }
 

@@ -18,6 +18,7 @@ import {
 } from '../errors.ts'
 import { signalNumber } from '../signals.ts'
 import { decide, handlerFailure } from '../supervision/handler.ts'
+import type { SyscallHandler } from '../supervision/types.ts'
 import { publish, toCall } from '../supervision/violation.ts'
 import { type LaunchRequest, type OpenFile, unsafeDescriptor } from './request.ts'
 import { type AnyResult, makeResult, processError, type Streamed } from './result.ts'
@@ -231,14 +232,17 @@ export class Flight implements Listener {
     this.#deliver()
   }
 
-  asked({ id, call }: NativeAsked): void {
-    const { context, file, args } = this.request
-    if (context.onSyscall === undefined || this.#settled) return
-    void decide(context.onSyscall, toCall(call), { file, args, pid: this.pid }).then(({ answer, error }) => {
-      if (error !== undefined) this.#handlerError ??= error
-      // It may be over by now, and its server with it.
-      if (!this.#settled) this.#connection?.server.answer(this.#token, id, answer)
-    })
+  asked(asked: NativeAsked): void {
+    const { onSyscall } = this.request.context
+    if (onSyscall !== undefined && !this.#settled) void this.#decide(onSyscall, asked)
+  }
+
+  async #decide(handler: SyscallHandler, { id, call }: NativeAsked): Promise<void> {
+    const { file, args } = this.request
+    const { answer, error } = await decide(handler, toCall(call), { file, args, pid: this.pid })
+    if (error !== undefined) this.#handlerError ??= error
+    // It may be over by now, and its server with it.
+    if (!this.#settled) this.#connection?.server.answer(this.#token, id, answer)
   }
 
   ended(ended: NativeEnded): void {

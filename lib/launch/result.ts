@@ -54,7 +54,9 @@ export const verdict = (
 ): Verdict => {
   if (ended.violated) {
     const { violation } = ended
-    return violation === undefined ? { status: 'violation' } : { status: 'violation', violation: toViolation(violation) }
+    return violation === undefined
+      ? { status: 'violation' }
+      : { status: 'violation', violation: toViolation(violation) }
   }
   const signaled = ended.ending === 'signaled'
   // The kernel's own kill by a filter; without one a SIGSYS is a signal like others.

@@ -49,7 +49,8 @@ const call = (method: string, args: readonly string[]): string => {
   const lines: string[] = []
   for (const argument of args) {
     const last = lines.at(-1)
-    if (last !== undefined && last.length + argument.length + 2 <= WIDTH) lines[lines.length - 1] = `${last} ${argument},`
+    if (last !== undefined && last.length + argument.length + 2 <= WIDTH)
+      lines[lines.length - 1] = `${last} ${argument},`
     else lines.push(`    ${argument},`)
   }
   return [`  .${method}(`, ...lines, '  )'].join('\n')
@@ -66,6 +67,8 @@ const comment = (text: string): string => {
   return lines.join('\n')
 }
 
+const quote = (text: string): string => `'${text}'`
+
 /** The module that makes the filter. */
 export const printFilter = (rules: readonly Rule[], command: string, warning: string): string => {
   const used = new Set<string>()
@@ -74,7 +77,6 @@ export const printFilter = (rules: readonly Rule[], command: string, warning: st
     if (text in constants) used.add(text)
     return text
   }
-  const quote = (text: string): string => `'${text}'`
   const calls = rules.flatMap((rule) => {
     if ('refuse' in rule) return [call('errno', [quote(rule.refuse), quote(rule.errno)])]
     if (rule.conditions === undefined) return rule.allow.length === 0 ? [] : [call('allow', rule.allow.map(quote))]

@@ -15,11 +15,11 @@ use crate::failure::Failure;
 use crate::ids::OuterIds;
 use crate::nests::Warm;
 use crate::networks::Lent;
-use crate::server::Questions;
-use crate::syscall::{Learned, Supervision, SystemCall};
 use crate::outputs::{Output, OutputRequest};
 use crate::policy::{self, PlannedBind, PolicyHandle};
+use crate::server::Questions;
 use crate::stdio::{Fds, Returned};
+use crate::syscall::{Learned, Supervision, SystemCall};
 
 /// What to launch.
 #[derive(Debug, Default)]
@@ -127,6 +127,7 @@ pub struct Usage {
 }
 
 /// The result of a launch whose program ran.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 #[derive(Debug)]
 pub struct Ended {
     /// The program's pid, in the host's pid namespace; 0 if it was killed before it had one.

@@ -41,8 +41,8 @@ use crate::reactor::{Key, Kind, Reactor};
 use crate::spawner::{self, ServerProcess};
 use crate::templates::Templates;
 
-pub(crate) use supervision::Questions;
 pub(crate) use request::{Draft, no_free_ids};
+pub(crate) use supervision::Questions;
 
 /// How a fork server is started.
 #[derive(Clone, Debug)]

@@ -227,7 +227,8 @@ mod tests {
 
     #[test]
     fn calls_have_names() {
-        let call = protocol::SystemCall { number: libc::SYS_openat as i32, args: vec![1, 2], ..Default::default() };
+        let call =
+            protocol::SystemCall { number: libc::SYS_openat as i32, args: vec![1, 2], ..Default::default() };
         let call = SystemCall::from(call);
         assert_eq!((call.name.as_str(), call.args, call.pid), ("openat", [1, 2, 0, 0, 0, 0], None));
         assert_eq!(name(999_999), "syscall_999999");
@@ -239,7 +240,10 @@ mod tests {
     #[test]
     fn addresses_are_read() {
         let inet = Address::read(&[2, 0, 0, 80, 127, 0, 0, 1, 9, 9]);
-        assert_eq!((inet.family.as_str(), inet.address.as_deref(), inet.port), ("AF_INET", Some("127.0.0.1"), Some(80)));
+        assert_eq!(
+            (inet.family.as_str(), inet.address.as_deref(), inet.port),
+            ("AF_INET", Some("127.0.0.1"), Some(80))
+        );
         let mut six = [0; 28];
         (six[0], six[3], six[23]) = (10, 53, 1);
         let six = Address::read(&six);

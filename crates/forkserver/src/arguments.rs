@@ -94,12 +94,10 @@ pub(crate) fn regions(number: c_long) -> &'static [Region] {
         libc::SYS_symlinkat => &[Path(0), Path(2)],
         libc::SYS_connect | libc::SYS_bind => &[Address(1, 2)],
         libc::SYS_sendto => &[Data(1, 2), Address(4, 5)],
-        libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_sched_setaffinity => &[Data(1, 2)],
+        libc::SYS_write | libc::SYS_pwrite64 | libc::SYS_sched_setaffinity | libc::SYS_bpf => &[Data(1, 2)],
         libc::SYS_setsockopt => &[Data(3, 4)],
-        // Its flags are in memory.
-        libc::SYS_clone3 => &[Data(0, 1)],
-        libc::SYS_sethostname | libc::SYS_setdomainname => &[Data(0, 1)],
-        libc::SYS_bpf => &[Data(1, 2)],
+        // Of clone3 the flags are in memory.
+        libc::SYS_clone3 | libc::SYS_sethostname | libc::SYS_setdomainname => &[Data(0, 1)],
         _ => &[],
     }
 }

@@ -162,6 +162,7 @@ mod tests {
         }
     }
 
+    #[allow(clippy::unnecessary_cast, reason = "a request is an int with some C libraries")]
     #[test]
     fn only_a_supervisor_reads_memory_and_answers_calls() {
         let answer = || -> ! {

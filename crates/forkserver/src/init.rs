@@ -29,6 +29,7 @@ use crate::source::{below_root, status};
 use crate::template::PROC_FD;
 
 /// Everything about one nest that init needs. All of it was made before the clone.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct Nest<'a> {
     pub(crate) launch: &'a Prepared<'a>,
     pub(crate) mounts: Option<&'a NestMounts<'a>>,
@@ -423,7 +424,12 @@ fn wait(socket: BorrowedFd<'_>, running: &Running<'_>, until: Option<u64>) -> Re
     // SAFETY: three pollfds and a timespec of ours; no signal mask.
     let _ = unsafe { nestbox_sys::syscall!(libc::SYS_ppoll, fds.as_mut_ptr(), fds.len(), timeout, 0, 0) };
     let [message, child, call] = fds.map(|fd| fd.revents);
-    Ready { message: message & !libc::POLLOUT != 0, child: child != 0, room: message & libc::POLLOUT != 0, call }
+    Ready {
+        message: message & !libc::POLLOUT != 0,
+        child: child != 0,
+        room: message & libc::POLLOUT != 0,
+        call,
+    }
 }
 
 /// Has the supervisor deal with what [`wait`] found for it.

@@ -44,8 +44,11 @@ impl Handover {
             return Ok(received);
         }
         // SAFETY: numbers only; what was there is not used any more.
-        unsafe { nestbox_sys::syscall!(libc::SYS_dup3, received.as_raw_fd(), number, libc::O_CLOEXEC) }
-            .at(step, "dup3", b"listener")?;
+        unsafe { nestbox_sys::syscall!(libc::SYS_dup3, received.as_raw_fd(), number, libc::O_CLOEXEC) }.at(
+            step,
+            "dup3",
+            b"listener",
+        )?;
         // SAFETY: it was just put there, and nobody else owns it.
         Ok(unsafe { OwnedFd::from_raw_fd(number) })
     }

@@ -177,8 +177,9 @@ mod tests {
         };
         assert_ne!(base, libc::MAP_FAILED);
         let start = base as usize;
+        let last = std::ptr::without_provenance_mut(start + 2 * PAGE);
         // SAFETY: the last page of it.
-        assert_eq!(unsafe { libc::munmap(base.byte_add(2 * PAGE), PAGE) }, 0);
+        assert_eq!(unsafe { libc::munmap(last, PAGE) }, 0);
         // SAFETY: two pages of ours.
         unsafe { std::ptr::write_bytes(base.cast::<u8>(), b'x', 2 * PAGE) };
         let mut buffer = [0; 2 * PAGE];

@@ -128,7 +128,9 @@ impl Supervisor {
                 Finding::Nothing
             }
             Supervision::Learn => {
-                if call.data.arch == AUDIT_ARCH && let Some(learned) = &mut self.learned {
+                if call.data.arch == AUDIT_ARCH
+                    && let Some(learned) = &mut self.learned
+                {
                     learned.note(&call.data);
                 }
                 self.go_on(call.id);

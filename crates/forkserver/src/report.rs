@@ -243,6 +243,7 @@ impl Marks {
 }
 
 /// Everything that `Ended` says; see `proto/launch.proto`.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct Ending<'a> {
     pub(crate) signaled: bool,
     pub(crate) status: i32,

@@ -3,7 +3,9 @@
 
 mod common;
 
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::LazyLock;
@@ -32,7 +34,8 @@ fn filter(numbers: &[i64]) -> Vec<u8> {
         program.push(instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, jump, number as u32));
     }
     // By it a program could have init wait for ever; where it is allowed, init reads no memory.
-    program.insert(1, instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, libc::SYS_userfaultfd as u32));
+    program
+        .insert(1, instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, libc::SYS_userfaultfd as u32));
     program[1].jf = 1;
     program.insert(2, instruction(libc::BPF_RET | libc::BPF_K, 0, EPERM));
     program.push(instruction(libc::BPF_RET | libc::BPF_K, 0, ALLOW));
@@ -50,7 +53,6 @@ fn bytes(program: &[libc::sock_filter]) -> Vec<u8> {
 fn program() -> Option<PathBuf> {
     static COMPILED: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
         let directory = tempfile::tempdir().ok()?.keep();
-        use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).ok()?;
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/notify.c");
         let to = directory.join("program");
@@ -75,8 +77,7 @@ fn nest(filter: Vec<u8>) -> Option<Nest> {
     let server = Server::start();
     let (mounter, namespaces) = server.initialize().expect("initial namespaces");
     let mut plan = Plan { filter, filter_listens: true, launch_cookie: 7, ..plan() };
-    let target =
-        nestbox_protocol::mount::Kind::File(nestbox_protocol::File { content: vec![], mode: 0o444 });
+    let target = nestbox_protocol::mount::Kind::File(nestbox_protocol::File { content: vec![], mode: 0o444 });
     plan.template_mounts.push(Mount { path: b"/program".to_vec(), kind: Some(target) });
     plan.template_mounts.push(bind(&program.to_string_lossy(), "/program"));
     let template = server.template(plan, &namespaces).expect("template");
@@ -265,7 +266,6 @@ fn a_host_that_is_gone_allows_nothing() {
     asking.asked();
     drop(asking.socket);
     let mut said = String::new();
-    use std::io::Read;
     // It ends, for nobody is left to write.
     std::fs::File::from(asking.stdout).read_to_string(&mut said).expect("read");
     assert_eq!(said, "");
@@ -274,8 +274,7 @@ fn a_host_that_is_gone_allows_nothing() {
 #[test]
 fn a_dead_supervisor_allows_nothing() {
     let Some(nest) = nest(filter(&[libc::SYS_openat2])) else { return };
-    let asking =
-        asking(&nest.template, Launch { report_init: true, ..launch(&["/program", "asks"]) });
+    let asking = asking(&nest.template, Launch { report_init: true, ..launch(&["/program", "asks"]) });
     let placed: Received<LaunchEvent> = receive(&asking.socket).expect("placed");
     asking.asked();
     // SAFETY: takes numbers; init is alive, for it waits for our answer.
@@ -324,8 +323,7 @@ fn questions_that_find_no_room_wait_for_it() {
     let pair = socket::seqpacket_pair().expect("socketpair");
     // The least that the kernel gives: two or three questions.
     nix::sys::socket::setsockopt(&pair.1, nix::sys::socket::sockopt::SndBuf, &1).expect("SO_SNDBUF");
-    let asking =
-        asking_through(pair, &nest.template, at_most(60, launch(&["/program", "many", "20", "20"])));
+    let asking = asking_through(pair, &nest.template, at_most(60, launch(&["/program", "many", "20", "20"])));
     std::thread::sleep(Duration::from_millis(100));
     for _ in 0..20 * 20 {
         asking.answer(asking.asked().id, AnswerKind::Value, 1, &[]);

@@ -207,9 +207,8 @@ impl Server {
     #[napi(catch_unwind)]
     pub fn answer(&self, token: f64, id: String, answer: NativeAnswer) -> bool {
         let id = id.strip_prefix("0x").and_then(|id| u64::from_str_radix(id, 16).ok());
-        let answered = |client: &mut Client| {
-            id.is_some_and(|id| client.answer(token as u64, id, answer.convert()))
-        };
+        let answered =
+            |client: &mut Client| id.is_some_and(|id| client.answer(token as u64, id, answer.convert()));
         self.asked(answered).unwrap_or(false)
     }
 

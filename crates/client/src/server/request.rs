@@ -23,7 +23,7 @@ use crate::stdio::{self, Wired};
 use crate::templates;
 
 use super::progress::send_signal;
-use super::{Client, Questions, Preparation, gone, spawn_failure};
+use super::{Client, Preparation, Questions, gone, spawn_failure};
 
 impl Client {
     /// Launches a program. An error here is final; otherwise events follow.

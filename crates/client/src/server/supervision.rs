@@ -42,7 +42,9 @@ impl Client {
     /// Decides about a call. False: there is no such question, or its launch is over.
     pub fn answer(&mut self, token: u64, id: u64, answer: Answer) -> bool {
         let Some(launch) = self.launches.get_mut(&token) else { return false };
-        let Some(index) = launch.questions.open.iter().position(|(open, _)| *open == id) else { return false };
+        let Some(index) = launch.questions.open.iter().position(|(open, _)| *open == id) else {
+            return false;
+        };
         let (_, call) = launch.questions.open.swap_remove(index);
         let (kind, value, fd) = match answer {
             Answer::Report => {
@@ -59,8 +61,7 @@ impl Client {
             kind: Some(launch_control::Kind::Answer(protocol::Answer { id, kind: kind.into(), value })),
         };
         let sent = launch.socket.as_ref().is_some_and(|socket| {
-            let fds: &[i32] = fd.as_ref().map_or(&[], std::slice::from_ref);
-            packet::send_message(socket.as_fd(), &control, fds, libc::MSG_DONTWAIT).is_ok()
+            packet::send_message(socket.as_fd(), &control, fd.as_slice(), libc::MSG_DONTWAIT).is_ok()
         });
         // Nobody waits for an answer for ever.
         if !sent {
