@@ -17,6 +17,9 @@ pub(crate) enum Region {
     Data(usize, usize),
 }
 
+/// Of aarch64, libc knows it with some C libraries only.
+const RENAMEAT: c_long = if cfg!(target_arch = "aarch64") { 38 } else { 264 };
+
 /// The regions of a call, in the order of its arguments.
 pub(crate) fn regions(number: c_long) -> &'static [Region] {
     use Region::{Address, Data, Path};
@@ -88,9 +91,7 @@ pub(crate) fn regions(number: c_long) -> &'static [Region] {
         libc::SYS_fanotify_mark => &[Path(4)],
         libc::SYS_mount => &[Path(0), Path(1), Path(2)],
         libc::SYS_pivot_root => &[Path(0), Path(1)],
-        libc::SYS_renameat | libc::SYS_renameat2 | libc::SYS_linkat | libc::SYS_move_mount => {
-            &[Path(1), Path(3)]
-        }
+        RENAMEAT | libc::SYS_renameat2 | libc::SYS_linkat | libc::SYS_move_mount => &[Path(1), Path(3)],
         libc::SYS_symlinkat => &[Path(0), Path(2)],
         libc::SYS_connect | libc::SYS_bind => &[Address(1, 2)],
         libc::SYS_sendto => &[Data(1, 2), Address(4, 5)],
@@ -148,6 +149,8 @@ mod tests {
             }
         }
         assert_eq!(regions(libc::SYS_openat), [Region::Path(1)]);
+        #[cfg(target_arch = "x86_64")]
+        assert_eq!(RENAMEAT, libc::SYS_renameat);
         assert_eq!(regions(libc::SYS_getpid), []);
     }
 }

@@ -316,6 +316,7 @@ fn own_proc(nest: &Nest<'_>, launch: &Prepared<'_>) -> Result<(), Errno> {
 fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, marks: &Marks) -> ! {
     let launch = running.launch;
     let mut ended = None;
+    let mut fds = Vec::with_capacity(frame::FDS_MAX);
     let mut settle_at = Some(running.exec_ns + SETTLE_AFTER);
     let wall_end = launch.wall_ns.map(|limit| running.exec_ns.saturating_add(limit));
     let mut cpu_look = launch.cpu_us.map(|_| running.exec_ns + CPU_LOOK_MIN);
@@ -338,7 +339,7 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, 
             }
         }
         if message {
-            match receive(socket) {
+            match receive(socket, &mut fds) {
                 Control::Nothing => {}
                 Control::Signal(libc::SIGKILL) => {
                     break Verdict { killed_by_host: true, ..Verdict::default() };
@@ -473,10 +474,11 @@ enum Control {
     HostGone,
 }
 
-fn receive(socket: BorrowedFd<'_>) -> Control {
+/// `fds` has room for what a packet may bring: under its own filter init can't have more memory.
+fn receive(socket: BorrowedFd<'_>, fds: &mut Vec<OwnedFd>) -> Control {
     let mut buffer = [0; 256];
-    let mut fds = Vec::new();
-    let body = match packet::receive(socket, &mut buffer, &mut fds, libc::MSG_DONTWAIT) {
+    fds.clear();
+    let body = match packet::receive(socket, &mut buffer, fds, libc::MSG_DONTWAIT) {
         Ok(packet) if packet.bytes.is_empty() => return Control::HostGone,
         Ok(packet) => match frame::parse(packet.bytes) {
             Ok(frame::Kind::Inline(body)) => body,

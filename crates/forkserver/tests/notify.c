@@ -133,6 +133,38 @@ static int many(int threads) {
   return 0;
 }
 
+// Asks while it is interrupted all the time; each answer counts once.
+static int stormed(int wanted) {
+  struct sigaction action = {.sa_handler = nothing};
+  sigaction(SIGUSR1, &action, 0);
+  static pthread_t main_thread;
+  main_thread = pthread_self();
+  start(storm, &main_thread);
+  int got = 0;
+  while (got < wanted) {
+    if (open_how("/x") == 1) got++;
+    else if (errno != EINTR) tell(-1);
+  }
+  printf("%d answered\n", got);
+  return 0;
+}
+
+// Processes that die while their question is open.
+static int dying(int wanted) {
+  for (int i = 0; i < wanted; i++) {
+    pid_t pid = fork();
+    if (pid == 0) {
+      rounds = 1;
+      start(ask, 0);
+      usleep(3000);
+      _exit(0);
+    }
+    waitpid(pid, 0, 0);
+  }
+  puts("all died");
+  return 0;
+}
+
 int main(int count, char **args) {
   const char *what = count > 1 ? args[1] : "";
   if (!strcmp(what, "good")) return 3;
@@ -160,6 +192,10 @@ int main(int count, char **args) {
   } else if (!strcmp(what, "many")) {
     rounds = atoi(args[3]);
     return many(atoi(args[2]));
+  } else if (!strcmp(what, "storm")) {
+    return stormed(atoi(args[2]));
+  } else if (!strcmp(what, "dying")) {
+    return dying(atoi(args[2]));
   } else if (!strcmp(what, "learn")) {
     socket(AF_UNIX, SOCK_STREAM, 0);
     socket(AF_UNIX, SOCK_DGRAM, 0);

@@ -16,7 +16,7 @@ use nestbox_protocol::{
     Answer, AnswerKind, Asked, Ending, FdRole, Launch, LaunchControl, LaunchEvent, Limits, MemoryKind, Mount,
     PassedFd, Plan, Supervision, SystemCall, launch_control, launch_event,
 };
-use nestbox_sys::socket;
+use nestbox_sys::{packet, socket};
 
 const NOTIFY: u32 = 0x7fc0_0000;
 const ALLOW: u32 = 0x7fff_0000;
@@ -329,6 +329,73 @@ fn questions_that_find_no_room_wait_for_it() {
         asking.answer(asking.asked().id, AnswerKind::Value, 1, &[]);
     }
     assert_eq!(asking.finish().stdout, "400 answered\n");
+}
+
+/// Answers every question until the launch has ended.
+fn answer_all(asking: Asking, delay: Duration) -> (usize, Outcome) {
+    let mut answered = 0;
+    loop {
+        let event: Received<LaunchEvent> = receive(&asking.socket).expect("an event");
+        match event.message.kind.expect("a kind") {
+            launch_event::Kind::Asked(asked) => {
+                std::thread::sleep(delay);
+                let answer = Answer { id: asked.id, kind: AnswerKind::Value.into(), value: 1 };
+                let control = LaunchControl { kind: Some(launch_control::Kind::Answer(answer)) };
+                // It may be over: who asked last need not have waited.
+                let _ = packet::send_message(asking.socket.as_fd(), &control, &[], 0);
+                answered += 1;
+            }
+            launch_event::Kind::Ended(ended) => {
+                let mut all = asking.finish();
+                all.ended = Some(ended);
+                return (answered, all);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn interrupted_callers_are_answered_once() {
+    let Some(nest) = nest(filter(&[libc::SYS_openat2])) else { return };
+    let asking = asking(&nest.template, at_most(60, launch(&["/program", "storm", "300"])));
+    let (answered, outcome) = answer_all(asking, Duration::ZERO);
+    assert_eq!(outcome.stdout, "300 answered\n");
+    assert!(answered >= 300);
+    assert_eq!(outcome.ended.expect("ended").status, 0);
+}
+
+#[test]
+fn callers_that_die_make_room_when_they_are_answered() {
+    let Some(nest) = nest(filter(&[libc::SYS_openat2])) else { return };
+    let asking = asking(&nest.template, at_most(60, launch(&["/program", "dying", "40"])));
+    // They are dead by then: nobody gets the answer, and nobody else's.
+    let (_, outcome) = answer_all(asking, Duration::from_millis(5));
+    assert_eq!(outcome.stdout, "all died\n");
+    assert_eq!(outcome.ended.expect("ended").status, 0);
+}
+
+#[test]
+fn thousands_of_questions_leave_init_as_it_was() {
+    let Some(nest) = nest(filter(&[libc::SYS_openat2])) else { return };
+    let wanted = Launch { report_init: true, ..launch(&["/program", "many", "40", "500"]) };
+    let asking = asking(&nest.template, at_most(60, wanted));
+    let placed: Received<LaunchEvent> = receive(&asking.socket).expect("placed");
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", placed.pid)).expect("alive");
+        let line = status.lines().find(|line| line.starts_with("VmData:")).expect("VmData");
+        line.split_ascii_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number")
+    };
+    asking.answer(asking.asked().id, AnswerKind::Value, 1, &[]);
+    let before = resident();
+    for _ in 2..40 * 500 {
+        asking.answer(asking.asked().id, AnswerKind::Value, 1, &[]);
+    }
+    let last = asking.asked();
+    let after = resident();
+    asking.answer(last.id, AnswerKind::Value, 1, &[]);
+    assert!(after <= before + 64, "{before} KiB, {after} KiB");
+    assert_eq!(asking.finish().stdout, "20000 answered\n");
 }
 
 #[test]
