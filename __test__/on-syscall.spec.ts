@@ -129,6 +129,17 @@ gcc('handlers may take their time, and the clock goes on', async (t) => {
   t.like(await sandboxee.result, { status: 'killed' })
 })
 
+gcc('a host that is busy until the launch is over changes nothing', async (t) => {
+  // Its answer comes when init has spoken its last word, which nobody has heard yet.
+  await using box = await asking(() => {
+    const end = performance.now() + 300
+    while (performance.now() < end);
+    return 'allow'
+  })
+  const result = await box.run('/program', ['make'], { timeout: 100 })
+  t.like(result, { status: 'limit-exceeded', limit: 'wallTime', stdout: '' })
+})
+
 const failing: readonly (readonly [string, SyscallHandler])[] = [
   [
     'throws',

@@ -6,7 +6,8 @@
 use std::os::fd::AsFd;
 
 use nestbox_protocol::{self as protocol, AnswerKind, LaunchControl, Step, launch_control};
-use nestbox_sys::packet;
+use nestbox_sys::Errno;
+use nestbox_sys::packet::{self, MessageError};
 
 use crate::failure::Failure;
 use crate::launch::Event;
@@ -60,13 +61,16 @@ impl Client {
         let control = LaunchControl {
             kind: Some(launch_control::Kind::Answer(protocol::Answer { id, kind: kind.into(), value })),
         };
-        let sent = launch.socket.as_ref().is_some_and(|socket| {
-            packet::send_message(socket.as_fd(), &control, fd.as_slice(), libc::MSG_DONTWAIT).is_ok()
-        });
-        // Nobody waits for an answer for ever.
-        if !sent {
-            self.kill(token, libc::SIGKILL);
+        let Some(socket) = &launch.socket else { return false };
+        match packet::send_message(socket.as_fd(), &control, fd.as_slice(), libc::MSG_DONTWAIT) {
+            Ok(()) => true,
+            // Init has ended, and its last word is still to be read.
+            Err(MessageError::System { errno: Errno::EPIPE | Errno::ECONNRESET, .. }) => false,
+            // Nobody waits for an answer for ever.
+            Err(_) => {
+                self.kill(token, libc::SIGKILL);
+                false
+            }
         }
-        sent
     }
 }
