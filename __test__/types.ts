@@ -8,6 +8,7 @@ import {
   ForkServer,
   type Launcher,
   type LaunchOptions,
+  learn,
   type LimitName,
   NestboxError,
   type Policy,
@@ -23,7 +24,9 @@ import {
   SpawnError,
   type SyscallFilter,
   syscallFilter,
+  type SyscallHandler,
   unsandboxed,
+  type Violation,
 } from '../index.ts'
 import { ForkClient, forkRequest, mountTree } from '../lib/sandbox2/index.ts'
 import { AF_UNIX, arg } from '../lib/syscalls/index.ts'
@@ -218,6 +221,30 @@ export const stub = (sandboxee: Sandboxee): Launcher => ({
   run: () => Promise.reject(new Error('stub')),
   spawn: () => Promise.resolve(sandboxee as never),
 })
+
+// ---- supervision ------------------------------------------------------------------------------------------------------------------
+
+export const handlers = (file: FileHandle): SyscallHandler[] => [
+  (call, { file: name, args, pid }) => (call.path === name && args.length > pid ? 'allow' : { errno: 'EPERM' }),
+  ({ address, memory }) => (address?.port === 80 && memory[0]?.kind === 'address' ? { value: 0n } : undefined),
+  async () => ({ fd: await Promise.resolve(file), closeOnExec: false }),
+  () => ({ fd: 3, unsafe: true }),
+  () => 'kill',
+  // It says nothing.
+  () => {},
+  // @ts-expect-error -- one decision at a time
+  () => ({ errno: 'EPERM', value: 1 }),
+  // @ts-expect-error -- no such decision
+  () => 'deny',
+]
+
+export const violations = async (): Promise<void> => {
+  const result = await run('a')
+  if (result.status === 'violation') same<typeof result.violation, Violation | undefined>(true)
+  const { filter, code, calls, warning, incomplete } = await learn('a', ['b'], { policy: policy(), input: 'c' })
+  same<typeof filter, SyscallFilter>(true)
+  void [code.length, calls[0]?.args[1], warning, incomplete]
+}
 
 // ---- errors ----------------------------------------------------------------------------------------------------------------------
 

@@ -86,10 +86,14 @@ export type SyscallDecision =
   | 'allow'
   | 'report'
   | 'kill'
-  | { readonly errno: ErrnoName }
-  | { readonly value: number | bigint }
-  | { readonly fd: FileHandle; readonly closeOnExec?: boolean | undefined }
-  | (PassedFd & { readonly closeOnExec?: boolean | undefined })
+  | { readonly errno: ErrnoName; readonly value?: never; readonly fd?: never }
+  | { readonly value: number | bigint; readonly errno?: never; readonly fd?: never }
+  | ((PassedFd | { readonly fd: FileHandle }) & {
+      /** @defaultValue `true` */
+      readonly closeOnExec?: boolean | undefined
+      readonly errno?: never
+      readonly value?: never
+    })
 
 /** Decides about a call; may take its time. If it throws, the nest is killed and the launch rejects. */
 export type SyscallHandler = (
