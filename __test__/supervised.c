@@ -35,6 +35,11 @@ static void *make(void *unused) {
   return unused;
 }
 
+static void *rename_in_thread(void *unused) {
+  rename("/a", "/b");
+  return unused;
+}
+
 static void *make_for_ever(void *unused) {
   for (;;) make(unused);
   return 0;
@@ -154,6 +159,13 @@ int main(int argc, char **argv) {
     for (int i = 0; i < atoi(argv[2]); i++) all[i] = begin(ask);
     for (int i = 0; i < atoi(argv[2]); i++) pthread_join(all[i], 0);
     tell(count);
+  } else if (!strcmp(what, "trap")) {
+    // What looks up the thread in here waits for ever.
+    umask(0);
+    if (mkdir("/proc/3", 0777) < 0 || mkfifo("/proc/3/status", 0666) < 0 || mkfifo("/proc/3/stat", 0666) < 0)
+      return tell(-1), 0;
+    pthread_join(begin(rename_in_thread), 0);
+    for (;;) pause();
   } else if (!strcmp(what, "variety")) {
     struct winsize size;
     ioctl(1, TIOCGWINSZ, &size);

@@ -146,6 +146,18 @@ gcc('threads and children are told apart', async (t) => {
   t.false('pid' in (await violationOf(bare, 'thread')))
 })
 
+gcc('what a program puts in the place of proc holds nobody up', async (t) => {
+  const base = policy().tmpfs('/proc').bind(program, '/program')
+  await using box = await boxed(reporting('rename', 'renameat', 'renameat2'), base)
+  const result = await box.run('/program', ['trap'], { signal: AbortSignal.timeout(5000) })
+  t.like(result, { status: 'violation', stdout: '' })
+  t.false(result.status === 'violation' && 'pid' in (result.violation ?? {}))
+  // Nor who sums up CPU time.
+  await using timed = await boxed('default', base)
+  const limits = { cpuTime: 100, wallTime: 400 }
+  t.like(await timed.run('/program', ['trap'], { limits }), { status: 'limit-exceeded', limit: 'wallTime' })
+})
+
 gcc('what comes after the program is over is nobody’s violation', async (t) => {
   await using box = await boxed(reporting('mkdir', 'mkdirat'))
   t.like(await box.run('/program', ['orphan']), { status: 'exited', exitCode: 0 })

@@ -298,11 +298,13 @@ fn give_up_capabilities(running: &mut Running<'_>) -> Result<(), Fault<'static>>
 }
 
 /// The proc that was needed for the id maps shows the template's other nests; from now on it is the nest's own, if CPU
-/// time has to be summed or threads told from processes, or none.
+/// time has to be summed or threads told from processes, or none. What else a policy shows at its place is the program's to
+/// write: a pipe there would hold init up.
 fn own_proc(nest: &Nest<'_>, launch: &Prepared<'_>) -> Result<(), Errno> {
     if nest.pid_namespace
         && (launch.cpu_us.is_some() || nest.listens)
         && let Ok(proc) = open_at(libc::AT_FDCWD, c"proc", libc::O_RDONLY | libc::O_DIRECTORY, 0, 0)
+        && is_proc(proc.as_fd())?
     {
         // SAFETY: numbers only.
         let moved =
@@ -717,17 +719,22 @@ impl Outputs {
     }
 }
 
-/// Opens a regular file of the nest for reading. ELOOP: a symlink somewhere in the path; EMEDIUMTYPE: not a regular file.
-fn open_output(path: &CString) -> Result<OwnedFd, Errno> {
+/// Whether a file is on a proc.
+fn is_proc(file: BorrowedFd<'_>) -> Result<bool, Errno> {
     const PROC_SUPER_MAGIC: i64 = 0x9fa0;
-    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
-    let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
-    let file = open_at(libc::AT_FDCWD, below_root(path), flags, 0, resolve)?;
     // SAFETY: all-zero is a valid statfs.
     let mut system: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: a struct of ours.
     unsafe { nestbox_sys::syscall!(libc::SYS_fstatfs, file.as_raw_fd(), &raw mut system) }?;
-    if status(file.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFREG || system.f_type == PROC_SUPER_MAGIC {
+    Ok(system.f_type == PROC_SUPER_MAGIC)
+}
+
+/// Opens a regular file of the nest for reading. ELOOP: a symlink somewhere in the path; EMEDIUMTYPE: not a regular file.
+fn open_output(path: &CString) -> Result<OwnedFd, Errno> {
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
+    let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+    let file = open_at(libc::AT_FDCWD, below_root(path), flags, 0, resolve)?;
+    if status(file.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFREG || is_proc(file.as_fd())? {
         return Err(Errno::EMEDIUMTYPE);
     }
     Ok(file)

@@ -140,7 +140,7 @@ pub(crate) fn process_of(tid: i32, main: i32, proc: Option<RawFd>) -> i32 {
         rest /= 10;
     }
     let Ok(path) = std::ffi::CStr::from_bytes_with_nul(&path[first..]) else { return 0 };
-    let Ok(file) = open_at(proc, path, libc::O_RDONLY, 0, 0) else { return 0 };
+    let Ok(file) = open_at(proc, path, libc::O_RDONLY | libc::O_NONBLOCK, 0, 0) else { return 0 };
     let mut text = [0_u8; 512];
     // SAFETY: a buffer of ours.
     let read =
