@@ -8,6 +8,7 @@ export { policy } from './lib/policy/policy.ts'
 export { syscallFilter } from './lib/syscalls/filter.ts'
 export { trace } from './lib/trace.ts'
 export { learn } from './lib/supervision/learn.ts'
+export { doctor } from './lib/doctor/doctor.ts'
 export {
   AbortError,
   ExecError,
@@ -87,3 +88,4 @@ export type {
 } from './lib/supervision/types.ts'
 export type { ForkServerOptions, ForkServerStats, Percentiles, SandboxOptions, SandboxStats } from './lib/types.ts'
 export type { Trace, TraceEvent } from './lib/trace.ts'
+export type { DoctorBlocker, DoctorCheck, DoctorError, DoctorReport } from './lib/doctor/types.ts'

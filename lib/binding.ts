@@ -1,10 +1,10 @@
 // The way to the native addon. It is loaded by the first call that needs it and not by the import, so that the package can
 // be installed, imported and type-checked everywhere, and says in its own words where it can't run.
 
-import { createRequire } from 'node:module'
 import type * as Native from '#binding'
 
 import { UnsupportedPlatformError } from './errors.ts'
+import { requireHere } from './require.ts'
 
 let loaded: typeof Native | undefined
 
@@ -20,16 +20,23 @@ const load = (): typeof Native => {
   if (process.platform !== 'linux') {
     throw new UnsupportedPlatformError(`nestbox runs on Linux only; this is ${here}.`)
   }
-  try {
-    // require() and not import(): policies are built synchronously, and top-level await would make the package
-    // impossible to require().
-    return createRequire(import.meta.url)('#binding') as typeof Native
-  } catch (cause) {
-    throw new UnsupportedPlatformError(
-      `The native addon of nestbox could not be loaded on ${here}. Prebuilt ones exist for linux-x64 and linux-arm64, ` +
-        'glibc and musl; if this is one of them, check that optional dependencies were installed ' +
-        '(`npm ls` shows nestbox-linux-*), or build from source with `npm run build`.',
-      { cause },
-    )
+  // The loader that belongs to this file, as long as it is where it was installed. In a bundle there is none, but the
+  // addon may have been installed beside it: its package exports what the loader does.
+  const names = ['#binding', `nestbox-${here}-gnu`, `nestbox-${here}-musl`]
+  const causes: unknown[] = []
+  for (const name of names) {
+    try {
+      // require() and not import(): policies are built synchronously, and top-level await would make the package
+      // impossible to require().
+      return requireHere(name) as typeof Native
+    } catch (cause) {
+      causes.push(cause)
+    }
   }
+  throw new UnsupportedPlatformError(
+    `The native addon of nestbox could not be loaded on ${here}. Prebuilt ones exist for linux-x64 and linux-arm64, ` +
+      'glibc and musl; if this is one of them, check that optional dependencies were installed ' +
+      '(`npm ls` shows nestbox-linux-*), or build from source with `npm run build`.',
+    { cause: new AggregateError(causes, `None of ${names.join(', ')} could be loaded.`) },
+  )
 }

@@ -1,7 +1,8 @@
 //! Generates the message types from `proto/`. protox parses the files, so no `protoc` has to be installed.
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "../../proto/error.proto",
+    "../../proto/doctor.proto",
     "../../proto/launch.proto",
     "../../proto/plan.proto",
     "../../proto/forkserver.proto",

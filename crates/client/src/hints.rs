@@ -2,85 +2,17 @@
 //!
 //! [`hint`] is a pure function of a failure and of [`Facts`], what this host's files say, which are read only where the
 //! hint depends on them (that takes 100 µs). It names a cause only where the
-//! facts show it, so that a hint is never a guess that leads away; where several causes fit, it says so. Called for every
-//! failure on its way out.
+//! facts show it, so that a hint is never a guess that leads away; where several causes fit, it says so. What is the
+//! system's doing is a [`Blocker`], whose text it is, and which [`crate::doctor`] names too. Called for every failure on
+//! its way out.
 
-use std::fs;
 use std::path::Path;
 
 use nestbox_protocol::Step;
 use nestbox_sys::Errno;
 
+use crate::blockers::{self, Blocker, Facts};
 use crate::failure::Failure;
-
-/// What this host says about itself, as far as failures depend on it. `None`: the file is not there.
-#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Facts {
-    /// `kernel.apparmor_restrict_unprivileged_userns` (Ubuntu 23.10 and later).
-    pub(crate) apparmor_restricts_userns: Option<u64>,
-    /// `kernel.unprivileged_userns_clone` (Debian).
-    pub(crate) unprivileged_userns_clone: Option<u64>,
-    /// `user.max_user_namespaces`.
-    pub(crate) max_user_namespaces: Option<u64>,
-    /// `vm.memfd_noexec`.
-    pub(crate) memfd_noexec: Option<u64>,
-    /// This process has a seccomp filter, as a container's has.
-    pub(crate) seccomp: bool,
-    /// This process's root is not its mount namespace's: unshare(2) refuses a user namespace to a chrooted caller.
-    pub(crate) chrooted: bool,
-    /// Something is mounted over parts of `/proc`, as containers do.
-    pub(crate) proc_is_masked: bool,
-    /// The caller is root.
-    pub(crate) root: bool,
-}
-
-fn number(path: &str) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-impl Facts {
-    /// Looks.
-    pub(crate) fn gather() -> Self {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let seccomp = status
-            .lines()
-            .find_map(|line| line.strip_prefix("Seccomp:"))
-            .is_some_and(|mode| mode.trim() != "0");
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let init = fs::read_to_string("/proc/1/mountinfo").ok();
-        Self {
-            apparmor_restricts_userns: number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
-            unprivileged_userns_clone: number("/proc/sys/kernel/unprivileged_userns_clone"),
-            max_user_namespaces: number("/proc/sys/user/max_user_namespaces"),
-            memfd_noexec: number("/proc/sys/vm/memfd_noexec"),
-            seccomp,
-            chrooted: is_chrooted(&mounts, init.as_deref()),
-            proc_is_masked: mount_points(&mounts).any(|path| path.starts_with("/proc/")),
-            root: nix::unistd::geteuid().is_root(),
-        }
-    }
-}
-
-/// Field 5 of each line of mountinfo (proc_pid_mountinfo(5)).
-fn mount_points(mountinfo: &str) -> impl Iterator<Item = &str> {
-    mountinfo.lines().filter_map(|line| line.split(' ').nth(4))
-}
-
-/// The id of the mount at `/`.
-fn root_mount(mountinfo: &str) -> Option<&str> {
-    mountinfo.lines().find(|line| line.split(' ').nth(4) == Some("/"))?.split(' ').next()
-}
-
-/// As sandbox2 tells it: a chrooted process sees no mount at `/`, or another than process 1 does.
-fn is_chrooted(own: &str, init: Option<&str>) -> bool {
-    match (root_mount(own), init.map(root_mount)) {
-        (None, _) => !own.is_empty(),
-        // Unreadable, or of another mount namespace that we do not see: no evidence.
-        (Some(_), None | Some(None)) => false,
-        (Some(own), Some(Some(init))) => own != init,
-    }
-}
 
 /// Adds the hint, if there is one and none yet.
 pub(crate) fn advise(failure: Failure) -> Failure {
@@ -107,40 +39,55 @@ fn makes_namespaces(step: Step) -> bool {
     )
 }
 
-/// What to do about a failure; `None` if nothing better can be said than what the failure says itself.
-pub(crate) fn hint(failure: &Failure, facts: impl FnOnce() -> Facts) -> Option<String> {
-    let path = failure.path.as_deref().unwrap_or("it");
+/// Whether a step uses the power over a new mount namespace, which a security module may withhold.
+fn mounts_initially(step: Step) -> bool {
+    matches!(step, Step::MountInitialRoot | Step::PivotRoot | Step::MountRoot)
+}
+
+/// Which property of this system a failure is due to, if it is.
+pub(crate) fn blocker(failure: &Failure, facts: impl FnOnce() -> Facts) -> Option<Blocker> {
     Some(match (failure.step, failure.errno) {
-        (_, Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS) => {
-            "too many open fds: raise the limit (`ulimit -n`, LimitNOFILE=), or lower maxConcurrency".into()
+        (_, Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS) => Blocker::OpenFilesLimit,
+        (Step::StartForkserver, Errno::EACCES | Errno::EPERM) => {
+            return facts().memfd_noexec.is_some_and(|level| level > 0).then_some(Blocker::MemfdNoexec);
         }
-        (Step::StartForkserver, errno) => return start_hint(errno, facts),
-        (step, Errno::EPERM | Errno::EACCES) if makes_namespaces(step) => return Some(no_namespaces(&facts())),
+        // fork(2) says ENOMEM where the pid namespace has ended, EAGAIN at a limit.
+        (Step::CloneInit | Step::CloneSandboxee | Step::ForkTemplate, Errno::EAGAIN) => Blocker::ProcessLimit,
+        (_, Errno::EAGAIN) if matches!(failure.syscall.as_str(), "clone" | "clone3" | "fork") => Blocker::ProcessLimit,
+        (step, Errno::EPERM | Errno::EACCES) if makes_namespaces(step) || mounts_initially(step) => {
+            blockers::of_namespaces(&facts())
+        }
         (step, Errno::ENOSPC | Errno::EUSERS) if makes_namespaces(step) => {
-            if facts().max_user_namespaces == Some(0) {
-                "user namespaces are switched off: `sysctl user.max_user_namespaces` is 0".into()
-            } else {
-                "a namespace limit is reached: raise `sysctl user.max_*_namespaces`, or lower maxConcurrency (user \
-                 namespaces also nest at most 32 deep)"
-                    .into()
-            }
+            blockers::of_namespace_limits(&facts())
         }
-        (Step::CloneInit | Step::CloneSandboxee | Step::ForkTemplate, Errno::EAGAIN) => {
-            "no more processes: raise `ulimit -u` (or the container's pids limit), or lower maxConcurrency".into()
-        }
-        (_, Errno::EAGAIN) if failure.syscall.starts_with("clone") => {
-            "no more threads: raise `ulimit -u` (or the container's pids limit)".into()
+        (Step::WriteInitialIdMaps | Step::WriteIdMaps, Errno::ENOENT) => Blocker::NoProc,
+        // Docker's profile answers it to clone3, so that C libraries fall back to clone.
+        (_, Errno::ENOSYS) => {
+            let facts = facts();
+            if facts.seccomp || facts.seccomp_refuses { Blocker::Seccomp } else { Blocker::OldKernel }
         }
         (Step::MountTemplateProc | Step::MountProc, Errno::EPERM) => {
-            let cause = if facts().proc_is_masked {
-                "parts of /proc are covered by other mounts here, as in a container"
-            } else {
-                "the kernel gives no fresh /proc to who sees none that is complete"
-            };
-            format!(
-                "{cause} (\"mount too revealing\"): use proc('none') in the policy, or run the container with \
-                 `--security-opt systempaths=unconfined`"
-            )
+            if !facts().proc_is_masked {
+                return None;
+            }
+            Blocker::MaskedProc
+        }
+        _ => return None,
+    })
+}
+
+/// What to do about a failure; `None` if nothing better can be said than what the failure says itself.
+pub(crate) fn hint(failure: &Failure, facts: impl Fn() -> Facts) -> Option<String> {
+    if let Some(blocker) = blocker(failure, &facts) {
+        return Some(blocker.hint().to_owned());
+    }
+    let path = failure.path.as_deref().unwrap_or("it");
+    Some(match (failure.step, failure.errno) {
+        (Step::StartForkserver, errno) => return start_hint(errno),
+        (Step::MountTemplateProc | Step::MountProc, Errno::EPERM) => {
+            "the kernel gives no fresh /proc to who sees none that is complete (\"mount too revealing\"): use \
+             proc('none') in the policy, or run the container with `--security-opt systempaths=unconfined`"
+                .into()
         }
         (Step::OpenBindSource, Errno::ENOENT) => {
             format!("{path} is not there on the host: correct the source, or make the bind optional")
@@ -181,54 +128,16 @@ pub(crate) fn hint(failure: &Failure, facts: impl FnOnce() -> Facts) -> Option<S
     })
 }
 
-fn start_hint(errno: Errno, facts: impl FnOnce() -> Facts) -> Option<String> {
+fn start_hint(errno: Errno) -> Option<String> {
     Some(match errno {
         Errno::EACCES | Errno::EPERM => {
-            if facts().memfd_noexec.is_some_and(|level| level > 0) {
-                "vm.memfd_noexec forbids executing the embedded fork server, and no temporary directory is executable: \
-                 set TMPDIR to one that is, or name the fork server in NESTBOX_FORKSERVER"
-                    .into()
-            } else {
-                "the system forbids executing the fork server: name an executable file in NESTBOX_FORKSERVER"
-                    .into()
-            }
+            "the system forbids executing the fork server: name an executable file in NESTBOX_FORKSERVER".into()
         }
         Errno::ENOENT => "no such fork server: correct NESTBOX_FORKSERVER or forkserverPath".into(),
         Errno::ENOEXEC => "the fork server is built for another machine".into(),
-        Errno::EAGAIN => {
-            "no more processes or threads: raise `ulimit -u` (or the container's pids limit)".into()
-        }
+        Errno::EAGAIN => Blocker::ProcessLimit.hint().into(),
         _ => return None,
     })
-}
-
-/// Why no user namespace is to be had.
-fn no_namespaces(facts: &Facts) -> String {
-    if facts.chrooted {
-        return "this process is chrooted, and the kernel gives no user namespace to a chrooted process: use \
-                pivot_root or a mount namespace instead of chroot"
-            .into();
-    }
-    if facts.unprivileged_userns_clone == Some(0) && !facts.root {
-        return "unprivileged user namespaces are switched off: `sysctl kernel.unprivileged_userns_clone=1`"
-            .into();
-    }
-    if facts.max_user_namespaces == Some(0) {
-        return "user namespaces are switched off: `sysctl user.max_user_namespaces` is 0".into();
-    }
-    if facts.apparmor_restricts_userns == Some(1) && !facts.root {
-        return "AppArmor restricts unprivileged user namespaces (Ubuntu 23.10 and later): add a profile with `userns,` \
-                for the Node.js executable, or `sysctl kernel.apparmor_restrict_unprivileged_userns=0`"
-            .into();
-    }
-    if facts.seccomp {
-        return "a seccomp filter is on this process, and those of containers refuse namespaces: run the container with \
-                `--security-opt seccomp=unconfined`, or a profile that allows clone3, unshare, setns and mount"
-            .into();
-    }
-    "the system refuses namespaces to this user; look for a security module (SELinux, AppArmor) or a missing \
-     CAP_SYS_ADMIN"
-        .into()
 }
 
 fn exec_hint(failure: &Failure, errno: Errno) -> Option<String> {
@@ -269,20 +178,17 @@ mod tests {
 
     #[test]
     fn forbidden_user_namespaces_name_their_cause() {
-        let step = Step::CreateInitialNamespaces;
-        let with = |change: fn(&mut Facts)| {
-            let mut facts = Facts::default();
-            change(&mut facts);
-            of(step, Errno::EPERM, &facts)
-        };
-        assert!(with(|facts| facts.apparmor_restricts_userns = Some(1)).contains("AppArmor"));
-        assert!(
-            with(|facts| facts.unprivileged_userns_clone = Some(0)).contains("unprivileged_userns_clone=1")
-        );
-        assert!(with(|facts| facts.max_user_namespaces = Some(0)).contains("max_user_namespaces"));
-        assert!(with(|facts| facts.seccomp = true).contains("seccomp=unconfined"));
-        assert!(with(|facts| facts.chrooted = true).contains("chrooted"));
-        assert!(with(|_| ()).contains("security module"));
+        let denied = |step, facts: &Facts| of(step, Errno::EPERM, facts);
+        let restricted = Facts { apparmor_restricts_userns: Some(1), ..Facts::default() };
+        // Ubuntu 24.04 lets the namespace be made, and withholds what it is for.
+        for step in [Step::CreateInitialNamespaces, Step::WriteInitialIdMaps, Step::MountInitialRoot] {
+            assert!(denied(step, &restricted).contains("AppArmor"));
+        }
+        let filtered = Facts { seccomp: true, ..Facts::default() };
+        assert!(denied(Step::CreateInitialNamespaces, &filtered).contains("seccomp=unconfined"));
+        assert!(of(Step::CloneInit, Errno::ENOSYS, &filtered).contains("seccomp=unconfined"));
+        assert!(of(Step::CloneInit, Errno::ENOSYS, &Facts::default()).contains("5.12"));
+        assert!(denied(Step::CloneInit, &Facts::default()).contains("security module"));
     }
 
     #[test]
@@ -307,14 +213,5 @@ mod tests {
         assert!(inside.contains("has no /nonexistent/x"));
         let host = hint(&missing.on("/proc/self/exe"), Facts::default).expect("a hint");
         assert!(host.contains("interpreter"));
-    }
-
-    #[test]
-    fn a_chroot_is_told_by_mount_ids() {
-        let line = |id: u32, point: &str| format!("{id} 1 8:1 / {point} rw - ext4 /dev/sda1 rw\n");
-        assert!(!is_chrooted(&line(20, "/"), Some(&line(20, "/"))));
-        assert!(is_chrooted(&line(25, "/"), Some(&line(20, "/"))));
-        assert!(is_chrooted(&line(25, "/proc"), Some(&line(20, "/"))));
-        assert!(!is_chrooted(&line(25, "/"), None), "no evidence");
     }
 }

@@ -13,10 +13,13 @@
 //! | `networks`, `ids` | what nests are given while they run |
 //! | `launch`, `fork` | requests and results |
 //! | `stdio`, `capture`, `outputs` | what goes in and comes out |
-//! | `failure`, `hints` | what went wrong and what to do |
+//! | `failure`, `hints`, `blockers` | what went wrong and what to do |
+//! | `doctor` | whether sandboxes can be launched here, and what keeps them from it |
 
+mod blockers;
 mod capture;
 mod channel;
+mod doctor;
 mod failure;
 mod fork;
 mod hints;
@@ -34,7 +37,9 @@ mod stdio;
 mod syscall;
 mod templates;
 
+pub use blockers::{Blocker, Fix};
 pub use capture::OnOverflow;
+pub use doctor::{Check, Diagnosis, Outcome, Setting, diagnose};
 pub use failure::{Code, Failure};
 pub use fork::{ForkCall, TreeKind, TreeNode, check_mount_tree};
 pub use ids::DEFAULT_HOST_ID;

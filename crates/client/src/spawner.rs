@@ -6,7 +6,7 @@
 //! its own: the size of the heap does not matter), and the child gets an empty environment, `/dev/null` as fds 0 to 2,
 //! its socket as fd 3 and nothing else. Called by the client when it starts a server.
 
-use std::ffi::{CString, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -176,18 +176,51 @@ impl ServerProcess {
     }
 }
 
+/// Runs `executable` for its own sake rather than as a server, until it ends: what it sends is handed to `read`, whose end
+/// of the socket the executable has as fd 3. Blocks.
+pub(crate) fn run_to_end(
+    executable: &OwnedFd,
+    argument: &CStr,
+    socket: OwnedFd,
+    read: impl FnOnce() + Send,
+) -> Result<(), Failure> {
+    let ended = thread::scope(|scope| {
+        let thread = thread::Builder::new().name("nestbox-doctor".into()).spawn_scoped(scope, || {
+            let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+            let running = execute(executable, argument, &socket, &mut vec![0; STACK])?;
+            drop(socket);
+            read();
+            // It may not outlive the reading, whatever it does.
+            let _ = process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
+            let _ = waitid(Id::PIDFd(running.pidfd.as_fd()), WaitPidFlag::WEXITED);
+            Ok(())
+        });
+        thread.map(|thread| thread.join())
+    });
+    match ended {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        Err(error) => Err(failure("clone", errno_of(&error))),
+    }
+}
+
 /// Starts one fork server, from a memfd or where that is forbidden from a file.
 fn spawn(image: &Image, socket: &OwnedFd, stack: &mut [u8]) -> Result<Running, Failure> {
-    let forbidden = |failure: &Failure| matches!(failure.errno, Errno::EACCES | Errno::EPERM);
-    let first = image.open().and_then(|executable| execute(&executable, socket, stack));
+    let argument = CString::new(std::process::id().to_string()).unwrap_or_default();
+    let first = image.open().and_then(|executable| execute(&executable, &argument, socket, stack));
     match first {
-        Err(error) if forbidden(&error) => match image.open_as_file() {
-            Some(executable) => execute(&executable?, socket, stack),
+        Err(error) if is_forbidden(&error) => match image.open_as_file() {
+            Some(executable) => execute(&executable?, &argument, socket, stack),
             None => Err(error),
         },
         other => other,
     }
     .map_err(|error| if error.path.is_some() { error } else { error.on(image.describe()) })
+}
+
+/// Executing memfds is what some systems forbid: `vm.memfd_noexec`, hardened kernels.
+pub(crate) fn is_forbidden(failure: &Failure) -> bool {
+    matches!(failure.errno, Errno::EACCES | Errno::EPERM)
 }
 
 /// Everything that the child needs, made before it exists: it may not allocate.
@@ -202,7 +235,13 @@ struct ChildPlan {
     failed: &'static str,
 }
 
-fn execute(executable: &OwnedFd, socket: &OwnedFd, stack: &mut [u8]) -> Result<Running, Failure> {
+/// Runs the executable with one argument and the socket as its fd 3. All signals must be blocked in this thread.
+fn execute(
+    executable: &OwnedFd,
+    argument: &CStr,
+    socket: &OwnedFd,
+    stack: &mut [u8],
+) -> Result<Running, Failure> {
     // All above the numbers that the child fills, so that none is overwritten before it is used.
     let high = |fd: BorrowedFd<'_>| -> Result<OwnedFd, Failure> {
         let raw =
@@ -214,12 +253,11 @@ fn execute(executable: &OwnedFd, socket: &OwnedFd, stack: &mut [u8]) -> Result<R
         .map_err(|errno| failure("open", errno).on("/dev/null"))?;
     let (null, socket, executable) = (high(null.as_fd())?, high(socket.as_fd())?, high(executable.as_fd())?);
     let name = c"nestbox-forkserver";
-    let pid = CString::new(std::process::id().to_string()).unwrap_or_default();
     let mut plan = ChildPlan {
         null: null.as_raw_fd(),
         socket: socket.as_raw_fd(),
         executable: executable.as_raw_fd(),
-        argv: [name.as_ptr(), pid.as_ptr(), std::ptr::null()],
+        argv: [name.as_ptr(), argument.as_ptr(), std::ptr::null()],
         environment: [std::ptr::null()],
         errno: 0,
         failed: "",
@@ -338,7 +376,7 @@ mod tests {
         let image = Image::Embedded(std::fs::read("/bin/cat").expect("cat").leak());
         let executable = image.open_as_file().expect("embedded").expect("written");
         let (_ours, theirs) = socket::seqpacket_pair().expect("pair");
-        let running = execute(&executable, &theirs, &mut vec![0; STACK]).expect("runs");
+        let running = execute(&executable, c"0", &theirs, &mut vec![0; STACK]).expect("runs");
         let _ = process::pidfd_send_signal(running.pidfd.as_fd(), libc::SIGKILL);
         waitid(Id::PIDFd(running.pidfd.as_fd()), WaitPidFlag::WEXITED).expect("reaped");
     }

@@ -161,7 +161,7 @@ fn open_namespace(path: &'static CStr) -> Result<OwnedFd, Fault<'static>> {
 }
 
 /// A tmpfs becomes the root, with the host's tree at [`REAL_ROOT`].
-fn pivot_to_own_root() -> Result<(), Fault<'static>> {
+pub(crate) fn pivot_to_own_root() -> Result<(), Fault<'static>> {
     let step = Step::MountInitialRoot;
     let scratch = mount_scratch(step, c"mode=0755,size=64k,nr_inodes=8")?;
     let at = |name: &CStr| [scratch.to_bytes(), name.to_bytes(), b"\0"].concat();

@@ -13,12 +13,15 @@
 //!   of a warm nest ahead of its launch: [`parked`]), reaps and reports;
 //! - one supervisor per launch that no template serves ([`request`]).
 //!
+//! Started with the argument `doctor`, it serves nothing: it tries what launches need, and tells ([`doctor`]).
+//!
 //! `docs/architecture.md` has the picture and the sequence of a launch.
 
 mod arguments;
 mod boot;
 mod capabilities;
 mod child;
+mod doctor;
 mod fault;
 mod guard;
 mod init;
@@ -50,5 +53,9 @@ fn exit(status: i32) -> ! {
 }
 
 fn main() {
+    // The client starts us with its pid as the only argument; `nestbox doctor` with this word.
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "doctor") {
+        doctor::run()
+    }
     server::run()
 }

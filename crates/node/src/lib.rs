@@ -15,6 +15,7 @@
     reason = "JavaScript counts in doubles; 2^53 ns are 104 days, 2^53 bytes 8 PiB"
 )]
 
+mod doctor;
 mod event;
 mod fork;
 mod loop_poll;

@@ -18,7 +18,7 @@ use crate::result::ResultMaker;
 use crate::syscall::NativeAnswer;
 
 /// The fork server that `build.rs` embedded.
-static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/forkserver"));
+pub(crate) static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/forkserver"));
 
 /// How a fork server is started.
 #[napi(object, object_to_js = false)]

@@ -1,0 +1,17 @@
+// require() from where this file is, in whichever form it runs: as the ES module that it is, or inside a bundle, which may
+// be CommonJS and then has no `import.meta.url`.
+
+import { createRequire } from 'node:module'
+
+/** Resolves like a `require` in this file. */
+export const requireHere: NodeJS.Require = createRequire(typeof __filename === 'string' ? __filename : import.meta.url)
+
+/** The version of this package; `'unknown'` inside a bundle that left its package.json behind. */
+export const version = (): string => {
+  try {
+    const { version: text } = requireHere('nestbox/package.json') as { readonly version: string }
+    return text
+  } catch {
+    return 'unknown'
+  }
+}
