@@ -3,8 +3,8 @@
 
 import { createRequire } from 'node:module'
 
-/** Resolves like a `require` in this file. */
-export const requireHere: NodeJS.Require = createRequire(typeof __filename === 'string' ? __filename : import.meta.url)
+/** Resolves like a `require` in this file. (Not by `typeof __filename`: `node -e` makes that a global of every module.) */
+export const requireHere: NodeJS.Require = createRequire(import.meta.url ?? __filename)
 
 /** The version of this package; `'unknown'` inside a bundle that left its package.json behind. */
 export const version = (): string => {

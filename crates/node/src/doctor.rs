@@ -72,7 +72,7 @@ impl Task for Examination {
 }
 
 /// Tries everything that a launch needs, in processes that are thrown away.
-#[napi(catch_unwind)]
+#[napi(catch_unwind, ts_return_type = "Promise<NativeDiagnosis>")]
 pub fn examine() -> AsyncTask<Examination> {
     AsyncTask::new(Examination)
 }

@@ -1,0 +1,137 @@
+// `nestbox run`: launches one program, lends it our stdio and ends as it ends.
+
+import { openSync, writeFileSync, writeSync } from 'node:fs'
+
+import { asError } from '../errors.ts'
+import type { AnyResult } from '../launch/result.ts'
+import type { LaunchOptions, Sandboxee } from '../launch/types.ts'
+import { policy as policyFactory } from '../policy/policy.ts'
+import { Sandbox } from '../sandbox.ts'
+import { errorJSON, exitCodeOf, exitCodeOfError, UsageError } from './exit.ts'
+import { runHelp } from './help.ts'
+import { parseRun, type RunCommand } from './options.ts'
+import { paintFor, write } from './terminal.ts'
+
+/** Sent on to the program; a second one kills the nest. */
+const FORWARDED = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+
+/** Carries out the command; returns what to exit with. */
+export const runCommand = async (argv: readonly string[]): Promise<number> => {
+  const command = parseRun(argv)
+  if (command.help) {
+    await write(process.stdout, runHelp())
+    return 0
+  }
+  if (command.printPolicy) {
+    await write(process.stdout, `${JSON.stringify(policyFactory.parse(command.policy), undefined, 2)}\n`)
+    return 0
+  }
+  if (command.file === undefined) {
+    throw new UsageError('What is to be run? `nestbox run [options] [--] program [args...]`; --help tells more.')
+  }
+  return launch(command, command.file)
+}
+
+const launch = async (command: RunCommand, file: string): Promise<number> => {
+  const report = reporter(command)
+  try {
+    const result = await outcome(command, file)
+    await report(result)
+    if (!command.quiet) await tell(command, result)
+    return exitCodeOf(result)
+  } catch (thrown) {
+    const error = asError(thrown)
+    await report({ error: errorJSON(error) })
+    if (!command.quiet) await complain(error)
+    return exitCodeOfError(error)
+  }
+}
+
+const outcome = async (command: RunCommand, file: string): Promise<AnyResult> => {
+  const whole = command.json === 'stdout'
+  const options: LaunchOptions = {
+    ...command.launch,
+    stdin: 'inherit',
+    // With --json the output is part of the result; else the program writes where we would, without us between.
+    ...(whole ? { buffer: true } : { stdout: 'inherit', stderr: 'inherit' }),
+  }
+  // One launch is all there will be: no nest is kept warm for the next one.
+  await using sandbox = await Sandbox.create(policyFactory.parse(command.policy), { warm: 0 })
+  const sandboxee = await sandbox.spawn(file, command.args, options)
+  const stop = forwardSignals(sandboxee)
+  try {
+    return (await sandboxee.result) as AnyResult
+  } finally {
+    stop()
+  }
+}
+
+const forwardSignals = (sandboxee: Pick<Sandboxee, 'kill'>): (() => void) => {
+  const seen = new Set<NodeJS.Signals>()
+  const forward = (signal: NodeJS.Signals): void => {
+    sandboxee.kill(seen.has(signal) ? 'SIGKILL' : signal)
+    seen.add(signal)
+  }
+  for (const signal of FORWARDED) process.on(signal, forward)
+  return () => {
+    for (const signal of FORWARDED) process.off(signal, forward)
+  }
+}
+
+const bytesAsBase64 = (_: string, value: unknown): unknown =>
+  value instanceof Uint8Array ? Buffer.from(value).toString('base64') : value
+
+const text = (value: object): string => `${JSON.stringify(value, bytesAsBase64)}\n`
+
+/** Writes the result where it was asked for. What it is written to is opened before anything runs. */
+const reporter = ({ json }: RunCommand): ((value: object) => Promise<void>) => {
+  if (json === undefined) return async () => {}
+  if (json === 'stdout') return (value) => write(process.stdout, text(value))
+  if ('fd' in json) {
+    return async (value) => {
+      writeSync(json.fd, text(value))
+    }
+  }
+  let fd: number
+  try {
+    fd = openSync(json.file, 'w')
+  } catch (error) {
+    throw new UsageError(`--json-file: ${(error as Error).message}.`, { cause: error })
+  }
+  return async (value) => writeFileSync(fd, text(value))
+}
+
+/** What the exit code alone does not say. */
+const tell = async ({ stats }: RunCommand, result: AnyResult): Promise<void> => {
+  const paint = paintFor(process.stderr)
+  const lines: string[] = []
+  if (result.status === 'limit-exceeded') lines.push(paint.red(`${result.command} reached its limit ${result.limit}.`))
+  if (result.status === 'violation') {
+    const call = result.violation?.syscall
+    lines.push(paint.red(`${result.command} made a forbidden system call${call === undefined ? '' : `: ${call}`}.`))
+  }
+  for (const [name, { message }] of Object.entries(result.outputErrors ?? {})) {
+    lines.push(paint.red(`${name} could not be brought out: ${message}`))
+  }
+  if (result.limitsHit.length > 0 && result.status !== 'limit-exceeded') {
+    lines.push(paint.yellow(`Limits reached on the way: ${result.limitsHit.join(', ')}.`))
+  }
+  if (stats) lines.push(paint.dim(summary(result)))
+  if (lines.length > 0) await write(process.stderr, lines.map((line) => `nestbox: ${line}\n`).join(''))
+}
+
+const MIB = 1024 ** 2
+
+const summary = ({ status, durationMs, timings, resourceUsage }: AnyResult): string => {
+  const { userCpuMs, systemCpuMs, peakMemoryBytes } = resourceUsage
+  return [
+    status,
+    `${durationMs.toFixed(1)} ms (set up in ${timings.setupMs.toFixed(2)} ms)`,
+    `cpu ${(userCpuMs + systemCpuMs).toFixed(1)} ms`,
+    `memory ${(peakMemoryBytes / MIB).toFixed(1)} MiB`,
+  ].join(', ')
+}
+
+/** One paragraph on stderr; the stack of a user's mistake helps nobody. */
+export const complain = (error: Error): Promise<void> =>
+  write(process.stderr, `nestbox: ${paintFor(process.stderr).red(error.message)}\n`)

@@ -1,0 +1,54 @@
+// `nestbox schema`: the JSON schema of policy files, made from the schema that validates them. The package ships it as
+// `policy.schema.json`.
+
+import * as z from 'zod'
+
+import { PolicyInputSchema } from '../policy/schema.ts'
+import { write } from './terminal.ts'
+
+/** What an editor shows at each key. */
+const DESCRIPTIONS: { readonly [key: string]: string } = {
+  version: 'The version of this format.',
+  base: "What there is to begin with: 'host-system' has the host's system directories read-only, 'empty' has nothing.",
+  mounts: 'What is shown where, in this order. At most one entry per path.',
+  proc: "'fresh': a /proc of the nest's own. 'none': no /proc.",
+  dev: "'minimal': the harmless devices. 'none': no /dev.",
+  rootWritable: 'Whether the program may write to its root directory; private, and gone afterwards.',
+  hostname: 'The hostname that the program sees.',
+  user: 'The ids that the program sees as its own.',
+  env: "The environment. The host's is never read.",
+  network: "'none': loopback only. 'shared-loopback': one shared by launches. 'host': no isolation of the network.",
+  unixSockets: "Whether the program may make unix sockets: 'none' or 'allow'.",
+  syscalls: 'The system calls that the program may make.',
+  limits: 'Bytes and milliseconds; null is no limit.',
+  require: 'Protections without which a launch fails.',
+}
+
+/** The JSON schema of what `policy.parse` reads, with `$schema`, which files may have besides. */
+export const policyJSONSchema = (): object => {
+  const {
+    $schema,
+    properties = {},
+    ...schema
+  } = z.toJSONSchema(PolicyInputSchema, {
+    io: 'input',
+    unrepresentable: 'any',
+  })
+  const described = Object.entries(properties).map(([key, value]) => {
+    const description = DESCRIPTIONS[key]
+    return [key, description === undefined || typeof value !== 'object' ? value : { description, ...value }]
+  })
+  return {
+    $schema,
+    $id: 'https://unpkg.com/nestbox/policy.schema.json',
+    title: 'A policy of nestbox: what a sandboxed program may see and do',
+    ...schema,
+    properties: { $schema: { type: 'string' }, ...Object.fromEntries(described) },
+  }
+}
+
+/** Carries out the command; returns what to exit with. */
+export const schemaCommand = async (): Promise<number> => {
+  await write(process.stdout, `${JSON.stringify(policyJSONSchema(), undefined, 2)}\n`)
+  return 0
+}
