@@ -25,7 +25,7 @@ if (have('git')) {
   steps.push([
     'generated files',
     'git',
-    ['diff', '--exit-code', '--', 'binding.js', 'binding.d.ts', 'package-lock.json'],
+    ['diff', '--exit-code', '--', 'binding.js', 'binding.d.ts', 'policy.schema.json', 'package-lock.json'],
   ])
 }
 if (!process.argv.includes('--lint')) {

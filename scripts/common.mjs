@@ -81,8 +81,7 @@ export const rustInputs = ['Cargo.toml', 'Cargo.lock', 'crates', 'proto', 'rust-
  * binary serves gnu and musl systems; position-independent, because it is what every sandboxee starts from. The flags go
  * into the variable of this one target: RUSTFLAGS would reach build scripts and proc macros as well.
  */
-export const buildStatic = (program, name, inputs = []) => {
-  const triple = hostTriple()
+export const buildStatic = (program, name, { inputs = [], triple = hostTriple() } = {}) => {
   const to = staticPath(triple, program)
   const flags = `CARGO_TARGET_${triple.toUpperCase().replaceAll('-', '_')}_RUSTFLAGS`
   const command = ['build', '-p', program, '--profile', 'helper', '--target', triple]

@@ -181,7 +181,9 @@ impl Blocker {
             Self::UnprivilegedUsernsClone => {
                 "unprivileged user namespaces are switched off: `sysctl kernel.unprivileged_userns_clone=1`"
             }
-            Self::MaxUserNamespaces => "user namespaces are switched off: `sysctl user.max_user_namespaces` is 0",
+            Self::MaxUserNamespaces => {
+                "user namespaces are switched off: `sysctl user.max_user_namespaces` is 0"
+            }
             Self::MaxNamespaces => {
                 "a namespace limit is reached: raise `sysctl user.max_*_namespaces`, or lower maxConcurrency (user \
                  namespaces also nest at most 32 deep)"
@@ -208,7 +210,9 @@ impl Blocker {
                 "vm.memfd_noexec forbids executing the embedded fork server, and no temporary directory is executable: \
                  set TMPDIR to one that is, or name the fork server in NESTBOX_FORKSERVER"
             }
-            Self::ProcessLimit => "no more processes or threads: raise `ulimit -u` (or the container's pids limit)",
+            Self::ProcessLimit => {
+                "no more processes or threads: raise `ulimit -u` (or the container's pids limit)"
+            }
             Self::OpenFilesLimit => {
                 "too many open fds: raise the limit (`ulimit -n`, LimitNOFILE=), or lower maxConcurrency"
             }
@@ -259,15 +263,22 @@ impl Blocker {
                     title: "Allow it, now and after the next boot",
                     text: "sysctl -w vm.memfd_noexec=0\necho vm.memfd_noexec=0 > /etc/sysctl.d/60-memfd.conf",
                 },
-                Fix { title: "Or have a temporary directory without noexec", text: "export TMPDIR=/var/lib/app/tmp" },
+                Fix {
+                    title: "Or have a temporary directory without noexec",
+                    text: "export TMPDIR=/var/lib/app/tmp",
+                },
             ],
             Self::ProcessLimit => &[
-                Fix { title: "In a shell, or for a service", text: "ulimit -u 4096\n# systemd: LimitNPROC=4096 and TasksMax=4096" },
+                Fix {
+                    title: "In a shell, or for a service",
+                    text: "ulimit -u 4096\n# systemd: LimitNPROC=4096 and TasksMax=4096",
+                },
                 Fix { title: "For a container", text: "docker run --pids-limit 4096 ..." },
             ],
-            Self::OpenFilesLimit => {
-                &[Fix { title: "In a shell, or for a service", text: "ulimit -n 65536\n# systemd: LimitNOFILE=65536" }]
-            }
+            Self::OpenFilesLimit => &[Fix {
+                title: "In a shell, or for a service",
+                text: "ulimit -n 65536\n# systemd: LimitNOFILE=65536",
+            }],
             Self::OldKernel => &[],
             Self::NoCgroups => CGROUPS,
             Self::NoLandlock => &[Fix {
@@ -370,7 +381,8 @@ mod tests {
         assert_eq!(with(|facts| facts.chrooted = true), Blocker::Chroot);
         assert_eq!(with(|_| ()), Blocker::SecurityModule);
         // What was seen goes before what may be.
-        let both = |facts: &mut Facts| (facts.seccomp_refuses, facts.apparmor_restricts_userns) = (true, Some(1));
+        let both =
+            |facts: &mut Facts| (facts.seccomp_refuses, facts.apparmor_restricts_userns) = (true, Some(1));
         assert_eq!(with(both), Blocker::Seccomp);
     }
 
@@ -392,6 +404,9 @@ mod tests {
     #[test]
     fn the_profile_reads_as_apparmor_wants_it() {
         let profile = Blocker::AppArmorUserns.fixes()[0].text;
-        assert!(profile.contains("\nprofile nestbox-node /usr/bin/node flags=(unconfined) {\n  userns,\n"), "{profile}");
+        assert!(
+            profile.contains("\nprofile nestbox-node /usr/bin/node flags=(unconfined) {\n  userns,\n"),
+            "{profile}"
+        );
     }
 }

@@ -73,7 +73,8 @@ pub fn diagnose(image: &'static [u8]) -> Diagnosis {
 
 /// Has the executable try everything. What starting it tells goes to `checks`.
 fn examine(image: &Image, checks: &mut Vec<Check>) -> Vec<Probe> {
-    let mut check = |name: &str, required, outcome| checks.push(Check { name: name.into(), required, outcome });
+    let mut check =
+        |name: &str, required, outcome| checks.push(Check { name: name.into(), required, outcome });
     let from_memory = match image {
         Image::Path(_) => {
             check("memfd-exec", false, Outcome::Skipped(format!("{OVERRIDE} names the fork server")));
@@ -151,7 +152,9 @@ fn understand(probe: Probe, facts: &Facts) -> Check {
             _ => None,
         };
     }
-    if name == "landlock" && let Outcome::Fails(_, blocker) = &mut outcome {
+    if name == "landlock"
+        && let Outcome::Fails(_, blocker) = &mut outcome
+    {
         // ENOSYS is how a kernel says that Landlock was not compiled in, however new it is.
         *blocker = Some(if facts.seccomp_refuses { Blocker::Seccomp } else { Blocker::NoLandlock });
     }
@@ -171,7 +174,10 @@ fn explain(outcome: &mut Outcome, facts: &Facts) {
 /// Files whose content is a setting.
 const SWITCHES: [(&str, &str); 4] = [
     ("kernel.unprivileged_userns_clone", "/proc/sys/kernel/unprivileged_userns_clone"),
-    ("kernel.apparmor_restrict_unprivileged_userns", "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
+    (
+        "kernel.apparmor_restrict_unprivileged_userns",
+        "/proc/sys/kernel/apparmor_restrict_unprivileged_userns",
+    ),
     ("vm.memfd_noexec", "/proc/sys/vm/memfd_noexec"),
     ("apparmor", "/proc/self/attr/apparmor/current"),
 ];
@@ -185,17 +191,22 @@ fn settings() -> Vec<Setting> {
         settings.push(setting(&format!("user.max_{name}_namespaces"), content(&path)));
     }
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let seccomp = status.lines().find_map(|line| line.strip_prefix("Seccomp:")).map(|mode| match mode.trim() {
-        "0" => "none".to_owned(),
-        "2" => "filter".to_owned(),
-        other => format!("mode {other}"),
-    });
+    let seccomp =
+        status.lines().find_map(|line| line.strip_prefix("Seccomp:")).map(|mode| match mode.trim() {
+            "0" => "none".to_owned(),
+            "2" => "filter".to_owned(),
+            other => format!("mode {other}"),
+        });
     settings.push(setting("seccomp", seccomp));
     for (name, kind) in [("RLIMIT_NPROC", libc::RLIMIT_NPROC), ("RLIMIT_NOFILE", libc::RLIMIT_NOFILE)] {
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: a struct of ours.
         let known = unsafe { libc::getrlimit(kind, &raw mut limit) } == 0;
-        let text = if limit.rlim_cur == libc::RLIM_INFINITY { "unlimited".to_owned() } else { limit.rlim_cur.to_string() };
+        let text = if limit.rlim_cur == libc::RLIM_INFINITY {
+            "unlimited".to_owned()
+        } else {
+            limit.rlim_cur.to_string()
+        };
         settings.push(setting(name, known.then_some(text)));
     }
     settings
@@ -239,7 +250,9 @@ mod tests {
     #[test]
     fn what_was_not_tried_says_why() {
         let probe = Probe { name: "proc".into(), needs: "pid-namespace".into(), ..Probe::default() };
-        let Outcome::Skipped(reason) = understand(probe, &Facts::default()).outcome else { panic!("skipped") };
+        let Outcome::Skipped(reason) = understand(probe, &Facts::default()).outcome else {
+            panic!("skipped")
+        };
         assert_eq!(reason, "it needs pid-namespace");
     }
 

@@ -53,7 +53,9 @@ pub(crate) fn blocker(failure: &Failure, facts: impl FnOnce() -> Facts) -> Optio
         }
         // fork(2) says ENOMEM where the pid namespace has ended, EAGAIN at a limit.
         (Step::CloneInit | Step::CloneSandboxee | Step::ForkTemplate, Errno::EAGAIN) => Blocker::ProcessLimit,
-        (_, Errno::EAGAIN) if matches!(failure.syscall.as_str(), "clone" | "clone3" | "fork") => Blocker::ProcessLimit,
+        (_, Errno::EAGAIN) if matches!(failure.syscall.as_str(), "clone" | "clone3" | "fork") => {
+            Blocker::ProcessLimit
+        }
         (step, Errno::EPERM | Errno::EACCES) if makes_namespaces(step) || mounts_initially(step) => {
             blockers::of_namespaces(&facts())
         }
@@ -131,7 +133,8 @@ pub(crate) fn hint(failure: &Failure, facts: impl Fn() -> Facts) -> Option<Strin
 fn start_hint(errno: Errno) -> Option<String> {
     Some(match errno {
         Errno::EACCES | Errno::EPERM => {
-            "the system forbids executing the fork server: name an executable file in NESTBOX_FORKSERVER".into()
+            "the system forbids executing the fork server: name an executable file in NESTBOX_FORKSERVER"
+                .into()
         }
         Errno::ENOENT => "no such fork server: correct NESTBOX_FORKSERVER or forkserverPath".into(),
         Errno::ENOEXEC => "the fork server is built for another machine".into(),

@@ -44,25 +44,27 @@ pub(super) fn refused(_: Server) -> Found {
     let Some(&(first, errno)) = refused.first() else { return Ok(String::new()) };
     let names: Vec<_> = refused.iter().map(|(name, errno)| format!("{name} ({errno:?})")).collect();
     // This process ends with the probe.
-    Err(fault(errno, first, b"").detail(format!("refused whatever the arguments: {}", names.join(", ")).leak()))
+    Err(fault(errno, first, b"")
+        .detail(format!("refused whatever the arguments: {}", names.join(", ")).leak()))
 }
 
 /// Makes the call in a process of its own, for a filter may kill for it.
 fn refusal(number: libc::c_long, args: [usize; 6]) -> Result<Option<Errno>, Fault<'static>> {
     // SAFETY: single-threaded.
-    let child = match unsafe { nix::unistd::fork() }.map_err(|errno| fault(errno, "fork", b"a probe's process"))? {
-        ForkResult::Child => {
-            // SAFETY: every pointer is null, which the kernel refuses to read.
-            let errno = unsafe { nestbox_sys::raw::syscall(number, args) }.err();
-            crate::exit(match errno {
-                Some(Errno::EPERM) => libc::EPERM,
-                Some(Errno::EACCES) => libc::EACCES,
-                Some(Errno::ENOSYS) => libc::ENOSYS,
-                _ => 0,
-            })
-        }
-        ForkResult::Parent { child } => child,
-    };
+    let child =
+        match unsafe { nix::unistd::fork() }.map_err(|errno| fault(errno, "fork", b"a probe's process"))? {
+            ForkResult::Child => {
+                // SAFETY: every pointer is null, which the kernel refuses to read.
+                let errno = unsafe { nestbox_sys::raw::syscall(number, args) }.err();
+                crate::exit(match errno {
+                    Some(Errno::EPERM) => libc::EPERM,
+                    Some(Errno::EACCES) => libc::EACCES,
+                    Some(Errno::ENOSYS) => libc::ENOSYS,
+                    _ => 0,
+                })
+            }
+            ForkResult::Parent { child } => child,
+        };
     Ok(match nix::sys::wait::waitpid(child, None) {
         Ok(WaitStatus::Exited(_, 0)) => None,
         Ok(WaitStatus::Exited(_, errno)) => Some(Errno::from_raw(errno)),
@@ -77,7 +79,8 @@ mod tests {
 
     #[test]
     fn nothing_is_refused_without_a_filter() {
-        let filtered = std::fs::read_to_string("/proc/self/status").is_ok_and(|status| !status.contains("Seccomp:\t0"));
+        let filtered =
+            std::fs::read_to_string("/proc/self/status").is_ok_and(|status| !status.contains("Seccomp:\t0"));
         let server = Server { pid: nix::unistd::getpid().as_raw(), privileged: false };
         if !filtered {
             assert_eq!(refused(server).expect("none").as_str(), "");

@@ -85,15 +85,19 @@ pub(super) fn version_2(_: Server) -> Found {
         .filter_map(hierarchy)
         .find(|hierarchy| hierarchy.version == 2)
         .ok_or_else(|| absent("no cgroup file system of version 2 is mounted"))?;
-    let directory =
-        mounted.directory(cgroup).ok_or_else(|| absent("what is mounted does not show this process's cgroup"))?;
+    let directory = mounted
+        .directory(cgroup)
+        .ok_or_else(|| absent("what is mounted does not show this process's cgroup"))?;
     try_to_make(&directory)?;
     let controllers = fs::read_to_string(format!("{directory}/cgroup.controllers")).unwrap_or_default();
-    let have: Vec<_> = WANTED.into_iter().filter(|name| controllers.split_whitespace().any(|it| it == *name)).collect();
+    let have: Vec<_> =
+        WANTED.into_iter().filter(|name| controllers.split_whitespace().any(|it| it == *name)).collect();
     if have.contains(&"memory") {
         return Ok(format!("{} in {directory}", have.join(", ")));
     }
-    Err(absent("cgroups can be made, but without the memory controller (version 1 has it, or it is not delegated)"))
+    Err(absent(
+        "cgroups can be made, but without the memory controller (version 1 has it, or it is not delegated)",
+    ))
 }
 
 pub(super) fn version_1(_: Server) -> Found {

@@ -144,9 +144,8 @@ fn attempt_in_child(
     match nix::sys::wait::waitpid(child, None) {
         Ok(WaitStatus::Exited(_, WORKED)) => Ok(true),
         Ok(WaitStatus::Exited(_, FAILED)) => Ok(false),
-        Ok(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => {
-            Err(fault(Errno::EPERM, "", b"").detail("killed by SIGSYS: a syscall filter refuses one of its calls"))
-        }
+        Ok(WaitStatus::Signaled(_, Signal::SIGSYS, _)) => Err(fault(Errno::EPERM, "", b"")
+            .detail("killed by SIGSYS: a syscall filter refuses one of its calls")),
         Ok(WaitStatus::Signaled(_, Signal::SIGALRM, _)) => {
             Err(fault(Errno::ETIMEDOUT, "", b"").detail("it did not end within 5 seconds"))
         }

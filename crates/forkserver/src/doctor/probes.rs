@@ -5,7 +5,9 @@
 use std::os::fd::{AsFd, AsRawFd};
 
 use nestbox_protocol::Step;
-use nestbox_sys::mount::{ATTR_NOSUID, ATTR_RDONLY, MountAttr, attach, mount, open_at, open_tree, set_attributes};
+use nestbox_sys::mount::{
+    ATTR_NOSUID, ATTR_RDONLY, MountAttr, attach, mount, open_at, open_tree, set_attributes,
+};
 use nestbox_sys::{Errno, process};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::ForkResult;
@@ -110,8 +112,11 @@ pub(super) fn bind_mounts(server: Server) -> Found {
     let tree = open_tree(libc::AT_FDCWD, c"/", true).at(Step::OpenBindSource, "open_tree", b"/")?;
     let attributes = MountAttr { set: ATTR_RDONLY | ATTR_NOSUID, ..MountAttr::default() };
     set_attributes(tree.as_fd(), &attributes, true).at(Step::SetBindAttributes, "mount_setattr", b"/")?;
-    let target = open_at(libc::AT_FDCWD, c"/", libc::O_PATH | libc::O_DIRECTORY, 0, 0)
-        .at(Step::AttachBind, "openat2", b"/")?;
+    let target = open_at(libc::AT_FDCWD, c"/", libc::O_PATH | libc::O_DIRECTORY, 0, 0).at(
+        Step::AttachBind,
+        "openat2",
+        b"/",
+    )?;
     attach(tree.as_raw_fd(), target.as_fd()).at(Step::AttachBind, "move_mount", b"/")?;
     works()
 }
@@ -142,7 +147,8 @@ pub(super) fn devpts(server: Server) -> Found {
 /// Goes on in a child, the first process of a new pid namespace, and returns what it found. Its value is not brought back:
 /// none has one.
 fn in_child(body: impl FnOnce() -> Found) -> Found {
-    let (ours, theirs) = nestbox_sys::socket::stream_pair().map_err(|errno| fault(errno, "socketpair", b""))?;
+    let (ours, theirs) =
+        nestbox_sys::socket::stream_pair().map_err(|errno| fault(errno, "socketpair", b""))?;
     // SAFETY: single-threaded.
     let child = match unsafe { nix::unistd::fork() }.at(Step::CloneInit, "fork", b"pid namespace")? {
         ForkResult::Child => {
@@ -160,7 +166,8 @@ fn in_child(body: impl FnOnce() -> Found) -> Found {
         (Ok(8), Ok(WaitStatus::Exited(..))) => {}
         _ => return Err(fault(Errno::EPERM, "", b"").detail("its process was killed")),
     }
-    let [step, errno] = [0, 4].map(|at| i32::from_ne_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]));
+    let [step, errno] =
+        [0, 4].map(|at| i32::from_ne_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]));
     if errno == 0 {
         return works();
     }
@@ -183,8 +190,10 @@ fn install(filter: &[libc::sock_filter], flags: libc::c_ulong) -> Result<usize, 
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::SetNoNewPrivs, "prctl", b"")?;
     let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
     // SAFETY: the program is as long as said; the kernel copies and verifies it.
-    unsafe { nestbox_sys::syscall!(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) }
-        .at(Step::InstallFilter, "seccomp", b"")
+    unsafe {
+        nestbox_sys::syscall!(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    }
+    .at(Step::InstallFilter, "seccomp", b"")
 }
 
 pub(super) fn seccomp_filter(_: Server) -> Found {
@@ -203,30 +212,39 @@ const SECRET: usize = 4242;
 pub(super) fn seccomp_notifications(_: Server) -> Found {
     let is_getppid = libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_getppid as u32 };
     let ask = answer(libc::SECCOMP_RET_USER_NOTIF);
-    let listener =
-        install(&[LOAD_NUMBER, is_getppid, ask, ALLOW], libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
+    let listener = install(&[LOAD_NUMBER, is_getppid, ask, ALLOW], libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
     // SAFETY: single-threaded.
-    let child = match unsafe { nix::unistd::fork() }.map_err(|errno| fault(errno, "fork", b"a probe's process"))? {
-        ForkResult::Child => {
-            // SAFETY: getppid takes nothing.
-            let answered = unsafe { nestbox_sys::syscall!(libc::SYS_getppid) };
-            crate::exit(i32::from(answered != Ok(SECRET)))
-        }
-        ForkResult::Parent { child } => child,
-    };
+    let child =
+        match unsafe { nix::unistd::fork() }.map_err(|errno| fault(errno, "fork", b"a probe's process"))? {
+            ForkResult::Child => {
+                // SAFETY: getppid takes nothing.
+                let answered = unsafe { nestbox_sys::syscall!(libc::SYS_getppid) };
+                crate::exit(i32::from(answered != Ok(SECRET)))
+            }
+            ForkResult::Parent { child } => child,
+        };
     // struct seccomp_notif: it must come zeroed; its first word is the id.
     let mut held = [0_u64; 10];
     // SAFETY: as long as the request says.
-    unsafe { nestbox_sys::syscall!(libc::SYS_ioctl, listener, NOTIFICATION_RECEIVE, held.as_mut_ptr()) }
-        .at(Step::InstallFilter, "ioctl", b"SECCOMP_IOCTL_NOTIF_RECV")?;
+    unsafe { nestbox_sys::syscall!(libc::SYS_ioctl, listener, NOTIFICATION_RECEIVE, held.as_mut_ptr()) }.at(
+        Step::InstallFilter,
+        "ioctl",
+        b"SECCOMP_IOCTL_NOTIF_RECV",
+    )?;
     // struct seccomp_notif_resp: id, value, error and flags.
     let response = [held[0], SECRET as u64, 0];
     // SAFETY: as long as the request says.
-    unsafe { nestbox_sys::syscall!(libc::SYS_ioctl, listener, NOTIFICATION_SEND, response.as_ptr()) }
-        .at(Step::InstallFilter, "ioctl", b"SECCOMP_IOCTL_NOTIF_SEND")?;
+    unsafe { nestbox_sys::syscall!(libc::SYS_ioctl, listener, NOTIFICATION_SEND, response.as_ptr()) }.at(
+        Step::InstallFilter,
+        "ioctl",
+        b"SECCOMP_IOCTL_NOTIF_SEND",
+    )?;
     match nix::sys::wait::waitpid(child, None) {
         Ok(WaitStatus::Exited(_, 0)) => works(),
-        _ => Err(fault(Errno::EPROTO, "ioctl", b"SECCOMP_IOCTL_NOTIF_SEND").detail("the answer did not arrive")),
+        _ => {
+            Err(fault(Errno::EPROTO, "ioctl", b"SECCOMP_IOCTL_NOTIF_SEND")
+                .detail("the answer did not arrive"))
+        }
     }
 }
 
