@@ -45,6 +45,11 @@ const stagePlatform = (stage, { name, manifest: { main } }) => {
   cpSync(path.join(root, main), path.join(stage, main))
 }
 
+const kilo = (bytes) => `${(bytes / 1024).toFixed(0)} KiB`
+
+/** The files that a value of `exports` names, under whatever conditions. */
+const leaves = (value) => (typeof value === 'string' ? [value] : Object.values(value).flatMap(leaves))
+
 /** One tarball; the files that it must have and does not are an error. */
 const pack = (stage) => {
   const args = ['pack', '--json', '--ignore-scripts', '--pack-destination', out]
@@ -53,14 +58,12 @@ const pack = (stage) => {
   const [{ filename, size, unpackedSize, files }] = Object.values(JSON.parse(stdout))
   const { main, bin = {}, exports = {}, files: wanted } = readJSON(path.join(stage, 'package.json'))
   const paths = files.map((file) => file.path)
-  const leaves = (value) => (typeof value === 'string' ? [value] : Object.values(value).flatMap(leaves))
   const named = [main, ...Object.values(bin), ...leaves(exports)].filter((file) => file !== undefined)
   const missing = named.map((file) => path.normalize(file)).filter((file) => !paths.includes(file))
   if (missing.length > 0) fail(`${filename} lacks ${missing.join(', ')}, which its package.json names.`)
   for (const file of wanted) {
     if (!paths.some((have) => have === file || have.startsWith(`${file}/`))) fail(`${filename} lacks ${file}.`)
   }
-  const kilo = (bytes) => `${(bytes / 1024).toFixed(0)} KiB`
   process.stdout.write(`${filename}: ${kilo(size)}, ${kilo(unpackedSize)} unpacked, ${files.length} files\n`)
 }
 

@@ -105,6 +105,7 @@ ${list([
   ['--stats', 'one line on stderr about time and memory'],
   ['--print-policy', 'print the policy that the options mean, and run nothing'],
   ['-q, --quiet', 'nothing of our own on stderr'],
+  ['-h, --help', 'this text'],
 ])}
 
 ${heading('Exit code')}
@@ -132,8 +133,8 @@ export const doctorHelp = (): string => `Examine whether sandboxes can run on th
 ${heading('Usage')}
   nestbox doctor [options]
 
-Tries every namespace, the id maps, mounts, syscall filters, Landlock, cgroups and a whole launch, each in a process that
-is thrown away. For what fails it names the cause and prints what to change. Changes nothing itself.
+Tries every namespace, the id maps, mounts, syscall filters, Landlock, cgroups and a whole launch, each in a process
+that is thrown away. For what fails it names the cause and prints what to change. Changes nothing itself.
 
 ${heading('Options')}
 ${list([

@@ -31,7 +31,8 @@ export const LIMIT_OPTIONS: readonly { readonly option: string; readonly limit: 
     return { option: kebab(limit), limit, unit: measure === parseTime ? 'TIME' : measure === parseCount ? 'N' : 'SIZE' }
   })
 
-const OPTIONS = {
+/** All options of `nestbox run`. */
+export const OPTIONS = {
   help: { type: 'boolean', short: 'h' },
   // What it may see and do.
   policy: { type: 'string' },

@@ -57,24 +57,33 @@ const outcome = async (command: RunCommand, file: string): Promise<AnyResult> =>
   }
   // One launch is all there will be: no nest is kept warm for the next one.
   await using sandbox = await Sandbox.create(policyFactory.parse(command.policy), { warm: 0 })
-  const sandboxee = await sandbox.spawn(file, command.args, options)
-  const stop = forwardSignals(sandboxee)
+  const signals = forwardSignals()
   try {
+    const sandboxee = await sandbox.spawn(file, command.args, options)
+    signals.to(sandboxee)
     return (await sandboxee.result) as AnyResult
   } finally {
-    stop()
+    signals.stop()
   }
 }
 
-const forwardSignals = (sandboxee: Pick<Sandboxee, 'kill'>): (() => void) => {
-  const seen = new Set<NodeJS.Signals>()
+/** From now on signals are the program's; those that come before it is there wait for it. */
+const forwardSignals = (): { to(sandboxee: Pick<Sandboxee, 'kill'>): void; stop(): void } => {
+  const seen: NodeJS.Signals[] = []
+  let target: Pick<Sandboxee, 'kill'> | undefined
   const forward = (signal: NodeJS.Signals): void => {
-    sandboxee.kill(seen.has(signal) ? 'SIGKILL' : signal)
-    seen.add(signal)
+    target?.kill(seen.includes(signal) ? 'SIGKILL' : signal)
+    seen.push(signal)
   }
   for (const signal of FORWARDED) process.on(signal, forward)
-  return () => {
-    for (const signal of FORWARDED) process.off(signal, forward)
+  return {
+    to(sandboxee) {
+      target = sandboxee
+      for (const signal of seen.splice(0)) forward(signal)
+    },
+    stop() {
+      for (const signal of FORWARDED) process.off(signal, forward)
+    },
   }
 }
 

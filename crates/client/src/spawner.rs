@@ -195,7 +195,7 @@ pub(crate) fn run_to_end(
             let _ = waitid(Id::PIDFd(running.pidfd.as_fd()), WaitPidFlag::WEXITED);
             Ok(())
         });
-        thread.map(|thread| thread.join())
+        thread.map(thread::ScopedJoinHandle::join)
     });
     match ended {
         Ok(Ok(outcome)) => outcome,

@@ -40,7 +40,7 @@ impl Client {
                 self.handle(*readiness);
             }
             if let Some(failure) = self.dying.take() {
-                self.bury(&failure, true);
+                self.bury(&hints::advise(failure), true);
             }
             if !more {
                 break;

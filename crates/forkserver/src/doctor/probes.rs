@@ -18,12 +18,10 @@ use crate::server::Server;
 use crate::{initial, network};
 
 /// What a probe without more to say returns.
-fn works() -> Found {
-    Ok(String::new())
-}
+const WORKS: Found = Ok(String::new());
 
 fn unshare(step: Step, flags: i32, name: &'static [u8]) -> Found {
-    process::unshare(flags).at(step, "unshare", name).and_then(|()| works())
+    process::unshare(flags).at(step, "unshare", name).and_then(|()| WORKS)
 }
 
 pub(super) fn user_namespace(_: Server) -> Found {
@@ -51,7 +49,7 @@ fn further(server: Server, step: Step, flags: i32, name: &'static [u8]) -> Found
 
 pub(super) fn pid_namespace(server: Server) -> Found {
     further(server, Step::CloneInit, libc::CLONE_NEWPID, b"pid namespace")?;
-    in_child(works)
+    in_child(|| WORKS)
 }
 
 pub(super) fn ipc_namespace(server: Server) -> Found {
@@ -64,7 +62,7 @@ pub(super) fn uts_namespace(server: Server) -> Found {
     // SAFETY: the name is as long as said.
     Errno::result(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })
         .at(Step::SetHostname, "sethostname", b"")
-        .and_then(|_| works())
+        .and_then(|_| WORKS)
 }
 
 pub(super) fn cgroup_namespace(server: Server) -> Found {
@@ -74,7 +72,7 @@ pub(super) fn cgroup_namespace(server: Server) -> Found {
 pub(super) fn network_namespace(server: Server) -> Found {
     further(server, Step::CreateNetworkNamespace, libc::CLONE_NEWNET, b"network namespace")?;
     network::bring_loopback_up()?;
-    works()
+    WORKS
 }
 
 /// U1 in U0: what every sandboxee is put into.
@@ -90,19 +88,19 @@ pub(super) fn nested_user_namespace(server: Server) -> Found {
         [0, 0],
     )
     .map_err(|(errno, path)| Fault::new(Step::WriteIdMaps, errno, "write", path))?;
-    works()
+    WORKS
 }
 
 pub(super) fn tmpfs(server: Server) -> Found {
     initial::unshare_user_and_mount(server)?;
     initial::mount_scratch(Step::MountInitialRoot, c"mode=0755,size=64k")?;
-    works()
+    WORKS
 }
 
 pub(super) fn pivot_root(server: Server) -> Found {
     initial::unshare_user_and_mount(server)?;
     initial::pivot_to_own_root()?;
-    works()
+    WORKS
 }
 
 /// A clone of a mount, made read-only while nobody sees it, then attached: the calls of Linux 5.12.
@@ -118,7 +116,7 @@ pub(super) fn bind_mounts(server: Server) -> Found {
         b"/",
     )?;
     attach(tree.as_raw_fd(), target.as_fd()).at(Step::AttachBind, "move_mount", b"/")?;
-    works()
+    WORKS
 }
 
 /// The kernel gives a fresh proc only to who sees one that is complete ("mount too revealing").
@@ -128,7 +126,7 @@ pub(super) fn proc(server: Server) -> Found {
     in_child(|| {
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
         mount(c"proc", scratch, c"proc", flags, c"").at(Step::MountTemplateProc, "mount", b"proc")?;
-        works()
+        WORKS
     })
 }
 
@@ -141,7 +139,7 @@ pub(super) fn devpts(server: Server) -> Found {
         "mount",
         b"devpts",
     )?;
-    works()
+    WORKS
 }
 
 /// Goes on in a child, the first process of a new pid namespace, and returns what it found. Its value is not brought back:
@@ -169,7 +167,7 @@ fn in_child(body: impl FnOnce() -> Found) -> Found {
     let [step, errno] =
         [0, 4].map(|at| i32::from_ne_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]));
     if errno == 0 {
-        return works();
+        return WORKS;
     }
     let step = Step::try_from(step).unwrap_or(Step::Unspecified);
     Err(Fault::new(step, Errno::from_raw(errno), "mount", b"proc"))
@@ -198,7 +196,7 @@ fn install(filter: &[libc::sock_filter], flags: libc::c_ulong) -> Result<usize, 
 
 pub(super) fn seccomp_filter(_: Server) -> Found {
     install(&[LOAD_NUMBER, ALLOW], 0)?;
-    works()
+    WORKS
 }
 
 /// `_IOWR('!', 0, struct seccomp_notif)` and `_IOWR('!', 1, struct seccomp_notif_resp)`: the same on both architectures.
@@ -240,7 +238,7 @@ pub(super) fn seccomp_notifications(_: Server) -> Found {
         b"SECCOMP_IOCTL_NOTIF_SEND",
     )?;
     match nix::sys::wait::waitpid(child, None) {
-        Ok(WaitStatus::Exited(_, 0)) => works(),
+        Ok(WaitStatus::Exited(_, 0)) => WORKS,
         _ => {
             Err(fault(Errno::EPROTO, "ioctl", b"SECCOMP_IOCTL_NOTIF_SEND")
                 .detail("the answer did not arrive"))
@@ -264,7 +262,7 @@ mod tests {
 
     #[test]
     fn a_child_brings_its_failure_back() {
-        assert!(in_child(works).is_ok());
+        assert!(in_child(|| WORKS).is_ok());
         let failed = in_child(|| Err(Fault::new(Step::MountTemplateProc, Errno::EPERM, "mount", b"proc")));
         let fault = failed.expect_err("as said");
         assert_eq!((fault.step, fault.errno), (Step::MountTemplateProc, Errno::EPERM));
