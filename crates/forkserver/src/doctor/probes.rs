@@ -21,7 +21,7 @@ use crate::{initial, network};
 const WORKS: Found = Ok(String::new());
 
 fn unshare(step: Step, flags: i32, name: &'static [u8]) -> Found {
-    process::unshare(flags).at(step, "unshare", name).and_then(|()| WORKS)
+    process::unshare(flags).at(step, "unshare", name).and(WORKS)
 }
 
 pub(super) fn user_namespace(_: Server) -> Found {
@@ -62,7 +62,7 @@ pub(super) fn uts_namespace(server: Server) -> Found {
     // SAFETY: the name is as long as said.
     Errno::result(unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) })
         .at(Step::SetHostname, "sethostname", b"")
-        .and_then(|_| WORKS)
+        .and(WORKS)
 }
 
 pub(super) fn cgroup_namespace(server: Server) -> Found {
