@@ -105,7 +105,12 @@ fn put_control(start: *mut u8, offset: usize, kind: i32, data: &[u8]) -> usize {
     let length = unsafe { libc::CMSG_LEN(data.len() as u32) };
     // SAFETY: only computes.
     let space = unsafe { libc::CMSG_SPACE(data.len() as u32) };
-    let header = libc::cmsghdr { cmsg_len: length as _, cmsg_level: libc::SOL_SOCKET, cmsg_type: kind };
+    // SAFETY: all-zero is a valid cmsghdr. (musl's has padding that can't be named, and the kernel reads it as the upper
+    // half of the length.)
+    let mut header: libc::cmsghdr = unsafe { std::mem::zeroed() };
+    header.cmsg_len = length as _;
+    header.cmsg_level = libc::SOL_SOCKET;
+    header.cmsg_type = kind;
     // SAFETY: the assertion at CONTROL leaves room.
     let place = unsafe { start.add(offset) };
     // `offset` is a sum of CMSG_SPACEs and `start` is aligned to 8: so is the place.
