@@ -2,6 +2,7 @@
 // changed are skipped, so `npm test` and `npm run demo` call this every time.
 //
 //   --target TRIPLE   build the addon for this target instead of the machine's own (releases; see release.yml)
+//   --no-native       only the TypeScript: the addon is there already, or not needed
 
 import { rmSync, writeFileSync } from 'node:fs'
 import { execFileSync } from 'node:child_process'
@@ -11,7 +12,8 @@ import { parseArgs } from 'node:util'
 import { addCommonJS } from './commonjs.mjs'
 import { bin, buildStatic, ensureDependencies, fail, have, hostTriple, root, run, rustInputs, step } from './common.mjs'
 
-const { target } = parseArgs({ options: { target: { type: 'string' } } }).values
+const options = { target: { type: 'string' }, 'no-native': { type: 'boolean' } }
+const { target, 'no-native': noNative } = parseArgs({ options }).values
 
 /**
  * How the addon is cross-compiled: for gnu by napi's toolchain, so that it runs with every glibc from 2.17 on, for musl by
@@ -62,7 +64,7 @@ const buildTypeScript = () => {
 
 ensureDependencies()
 if (process.platform === 'linux') {
-  buildNative()
+  if (!noNative) buildNative()
 } else {
   process.stderr.write('nestbox: the native part is for Linux; compiling the TypeScript alone.\n')
 }

@@ -4,6 +4,7 @@
 //
 //   --out DIR     where the tarballs go; `target/pack` by default
 //   --no-build    pack what is there
+//   --all         fail unless there is an addon for every platform, as a release needs
 
 import { spawnSync } from 'node:child_process'
 import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
@@ -14,7 +15,11 @@ import { parseArgs } from 'node:util'
 import { bootstrap, fail, root } from './common.mjs'
 
 const { values } = parseArgs({
-  options: { out: { type: 'string', default: path.join(root, 'target', 'pack') }, 'no-build': { type: 'boolean' } },
+  options: {
+    out: { type: 'string', default: path.join(root, 'target', 'pack') },
+    'no-build': { type: 'boolean' },
+    all: { type: 'boolean' },
+  },
 })
 const out = path.resolve(values.out)
 
@@ -81,7 +86,8 @@ try {
   }
   stage('nestbox', stageRoot)
   const built = platforms().filter(({ manifest: { main } }) => existsSync(path.join(root, main)))
-  if (built.length === 0) fail('no addon was built.')
+  const wanted = values.all ? platforms().length : 1
+  if (built.length < wanted) fail(`there are addons for ${built.length} platforms, not for ${wanted}.`)
   for (const platform of built) stage(platform.name, (directory) => stagePlatform(directory, platform))
 } finally {
   rmSync(stages, { recursive: true, force: true })
