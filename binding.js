@@ -773,11 +773,12 @@ if (
   }
 }
 
-const { NativePolicy, Server, checkMountTree, checkPolicy, checkSyscallFilter, syscallPreset } = nativeBinding
+const { NativePolicy, Server, checkMountTree, checkPolicy, checkSyscallFilter, examine, syscallPreset } = nativeBinding
 export { NativePolicy }
 export { Server }
 export { checkMountTree }
 export { checkPolicy }
 export { checkSyscallFilter }
+export { examine }
 export { syscallPreset }
 export const __napiBindingTarget = __napiLoadedBindingTarget

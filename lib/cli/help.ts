@@ -89,7 +89,7 @@ ${heading('What it may do')}
 ${list([
   ['--network KIND', "'none' (the default), 'shared-loopback', or 'host': no isolation of the network"],
   ['--unix-sockets KIND', "'none' (the default) or 'allow'"],
-  ['--syscalls NAME', "'default' or 'unfiltered'"],
+  ['--syscalls NAME', "'default', 'strict' (computation on open files only) or 'unfiltered'"],
   ['--user UID[:GID]', 'the ids that it sees as its own; default 1000'],
   ['--hostname NAME', "default 'nestbox'"],
   ['--require NAME', 'fail without this protection'],

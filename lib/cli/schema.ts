@@ -4,6 +4,7 @@
 import * as z from 'zod'
 
 import { PolicyInputSchema } from '../policy/schema.ts'
+import { ActionSchema, DefaultActionSchema, FilterSchema, PresetSchema, SyscallsSchema } from '../syscalls/schema.ts'
 import { write } from './terminal.ts'
 
 /** What an editor shows at each key. */
@@ -19,21 +20,35 @@ const DESCRIPTIONS: { readonly [key: string]: string } = {
   env: "The environment. The host's is never read.",
   network: "'none': loopback only. 'shared-loopback': one shared by launches. 'host': no isolation of the network.",
   unixSockets: "Whether the program may make unix sockets: 'none' or 'allow'.",
-  syscalls: 'The system calls that the program may make.',
+  syscalls: 'The system calls that the program may make: a preset by name, or rules.',
   limits: 'Bytes and milliseconds; null is no limit.',
   require: 'Protections without which a launch fails.',
 }
 
-/** The JSON schema of what `policy.parse` reads, with `$schema`, which files may have besides. */
-export const policyJSONSchema = (): object => {
-  const {
-    $schema,
-    properties = {},
-    ...schema
-  } = z.toJSONSchema(PolicyInputSchema, {
+const errno = z.strictObject({ errno: z.string().regex(/^E[A-Z0-9]+$/) })
+
+/** What those schemas that are functions, for the sake of their messages, say in words that JSON schema has. */
+const IN_WORDS: ReadonlyMap<unknown, z.ZodType> = new Map<unknown, z.ZodType>([
+  [SyscallsSchema, z.union([PresetSchema, FilterSchema])],
+  [ActionSchema, z.union([z.enum(['allow', 'report', 'kill', 'ask']), errno])],
+  [DefaultActionSchema, z.union([z.enum(['report', 'kill', 'ask']), errno])],
+])
+
+const toJSONSchema = (schema: z.ZodType): z.core.JSONSchema.BaseSchema =>
+  z.toJSONSchema(schema, {
     io: 'input',
     unrepresentable: 'any',
+    override: ({ zodSchema, jsonSchema }) => {
+      const words = IN_WORDS.get(zodSchema)
+      if (words === undefined) return
+      const { $schema: _, ...said } = toJSONSchema(words)
+      Object.assign(jsonSchema, said)
+    },
   })
+
+/** The JSON schema of what `policy.parse` reads, with `$schema`, which files may have besides. */
+export const policyJSONSchema = (): object => {
+  const { $schema, properties = {}, ...schema } = toJSONSchema(PolicyInputSchema)
   const described = Object.entries(properties).map(([key, value]) => {
     const description = DESCRIPTIONS[key]
     return [key, description === undefined || typeof value !== 'object' ? value : { description, ...value }]
