@@ -47,6 +47,9 @@ const write = (name: string, text: string): string => {
   return file
 }
 
+/** A package of its own, so that Node.js looks no further up. */
+const MANIFEST = JSON.stringify({ name: 'app', private: true })
+
 let firstResult = 0
 let firstOutput = ''
 
@@ -60,7 +63,7 @@ test.before(async (t) => {
   const zod = path.join(root, 'node_modules', 'zod')
   await execute('npm', ['pack', '--ignore-scripts', '--pack-destination', tarballs], { cwd: zod, env })
   const packed = readdirSync(tarballs).map((name) => path.join(tarballs, name))
-  write('package.json', JSON.stringify({ name: 'app', private: true }))
+  write('package.json', MANIFEST)
   write(
     'first.mjs',
     "import { run } from 'nestbox'\nconst { stdout } = await run('echo', ['first'])\nconsole.log(stdout)\n",
@@ -170,6 +173,9 @@ for (const format of ['esm', 'cjs'] as const) {
       logOverride: { 'empty-import-meta': 'silent' },
     })
     mkdirSync(path.join(place, 'node_modules'))
+    // Something of that name that is not ours, as an application may have.
+    writeFileSync(path.join(place, 'other.cjs'), '')
+    writeFileSync(path.join(place, 'package.json'), JSON.stringify({ imports: { '#binding': './other.cjs' } }))
     for (const name of readdirSync(path.join(app, 'node_modules')).filter((entry) => entry.startsWith('nestbox-'))) {
       cpSync(path.join(app, 'node_modules', name), path.join(place, 'node_modules', name), { recursive: true })
     }
@@ -179,8 +185,9 @@ for (const format of ['esm', 'cjs'] as const) {
 
 /** The same examples with types: what is asserted is that they compile as strictly as TypeScript can. */
 const TYPED = `
-import { policy, run, Sandbox, type Result } from 'nestbox'
+import { policy, run, Sandbox, syscallFilter, type Result } from 'nestbox'
 import { forkRequest } from 'nestbox/sandbox2'
+import { AF_UNIX, arg } from 'nestbox/syscalls'
 
 export const examples = async (): Promise<string> => {
   const result = await run('python3', ['-c', 'print(6 * 7)'])
@@ -199,6 +206,7 @@ export const examples = async (): Promise<string> => {
   // @ts-expect-error There is no such option.
   await run('true', [], { nope: true })
   void forkRequest().mode('fork-execve')
+  void syscallFilter().allowDynamicStartup().when('socket', [arg(0).eq(AF_UNIX)], 'allow').otherwise('kill')
   void whole
   return text
 }
@@ -261,6 +269,7 @@ test('without its platform package the first call says what is missing', async (
   for (const name of ['nestbox', 'zod']) {
     cpSync(path.join(app, 'node_modules', name), path.join(place, 'node_modules', name), { recursive: true })
   }
+  writeFileSync(path.join(place, 'package.json'), MANIFEST)
   writeFileSync(path.join(place, 'refused.mjs'), REFUSED)
   const { stdout } = await here(process.execPath, ['refused.mjs'], place)
   t.is(stdout, 'true ERR_NESTBOX_UNSUPPORTED_PLATFORM\n')

@@ -28,7 +28,10 @@ const load = (): typeof Native => {
     try {
       // require() and not import(): policies are built synchronously, and top-level await would make the package
       // impossible to require().
-      return requireHere(name) as typeof Native
+      const addon = requireHere(name) as typeof Native
+      // In a bundle `#binding` may be something of the application's own.
+      if (typeof addon.examine === 'function') return addon
+      causes.push(new Error(`${name} is something else.`))
     } catch (cause) {
       causes.push(cause)
     }
