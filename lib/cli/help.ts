@@ -122,7 +122,7 @@ ${list([
   Programs may exit with these, too: --json tells them apart.
 
 ${heading('Examples')}
-  nestbox run --bind . --cwd "$PWD" --wall-time 10s make test
+  nestbox run --bind .:rw --cwd "$PWD" --wall-time 10s make test
   nestbox run --file main.c:/tmp/main.c --copy-out /tmp/main:./main gcc -o /tmp/main /tmp/main.c
   nestbox run --bind ./data:/data:rw --print-policy > policy.json
   nestbox run --policy policy.json --json ./tool
