@@ -61,6 +61,9 @@ export declare function checkPolicy(json: string): Array<NativeIssue>
 /** What is wrong with the JSON of a syscall filter. */
 export declare function checkSyscallFilter(json: string): Array<NativeIssue>
 
+/** Tries everything that a launch needs, in processes that are thrown away. */
+export declare function examine(): Promise<NativeDiagnosis>
+
 /** A socket's address. */
 export interface NativeAddress {
   family: string
@@ -90,6 +93,30 @@ export interface NativeAsked {
 export interface NativeBind {
   path: string
   source: string
+}
+
+/** A cause, and what to do about it. */
+export interface NativeBlocker {
+  name: string
+  hint: string
+  fixes: Array<NativeFix>
+}
+
+/** One thing that was tried. `skipped` says why it was not; neither that nor `failure`: it works. */
+export interface NativeCheck {
+  name: string
+  required: boolean
+  value?: string
+  failure?: NativeFailure
+  blocker?: string
+  skipped?: string
+}
+
+/** What was found. */
+export interface NativeDiagnosis {
+  checks: Array<NativeCheck>
+  blockers: Array<NativeBlocker>
+  settings: Array<NativeSetting>
 }
 
 /** The result of a launch whose program ran. */
@@ -169,6 +196,12 @@ export interface NativeFile {
   path: string
   content: Uint8Array
   mode: number
+}
+
+/** A text to copy. */
+export interface NativeFix {
+  title: string
+  text: string
 }
 
 /** A request of sandbox2's surface; enumerations by number, as in `proto/forkserver.proto`. */
@@ -265,6 +298,12 @@ export interface NativeServerStats {
   launched: number
   networkPool: number
   warmNests: number
+}
+
+/** A switch or limit of the system. */
+export interface NativeSetting {
+  name: string
+  value?: string
 }
 
 /** A system call that the filter stopped. */
