@@ -22,6 +22,7 @@ export {
   UnsupportedPlatformError,
 } from './lib/errors.ts'
 export type { Issue } from './lib/errors.ts'
+export type { ExitEvent, LaunchEvent } from './lib/diagnostics.ts'
 export type {
   BindOptions,
   FileOptions,

@@ -17,6 +17,7 @@ import type {
 } from '#binding'
 
 import { native } from './binding.ts'
+import { debug, isDebugging } from './diagnostics.ts'
 import { ForkServerError, fromFailure } from './errors.ts'
 
 /** Whoever waits for what becomes of one token. The last call is one of `ended`, `failed` and `lost`. */
@@ -80,6 +81,7 @@ export class Connection {
     this.#settleReady = settle as { resolve: () => void; reject: (error: ForkServerError) => void }
     // Most callers don't wait for it: their launch tells them.
     this.ready.catch(() => {})
+    debug(() => 'fork server: starting')
     this.#server = new (native().Server)(options, (events) => this.#receive(events))
     this.#numbers = this.#server.numbers
   }
@@ -105,8 +107,10 @@ export class Connection {
     numbers[6] = message.argc
     numbers[7] = message.warm
     numbers[8] = message.warmIdle ?? -1
-    const launched = this.#server.launch(message.policy, message.text, message.extras)
-    return typeof launched === 'number' ? { token: launched } : launched
+    const launched = this.#building(() => this.#server.launch(message.policy, message.text, message.extras))
+    const named = typeof launched === 'number' ? { token: launched } : launched
+    debug(() => describe(message, named))
+    return named
   }
 
   /** Registers a launch that the core has taken. */
@@ -116,12 +120,23 @@ export class Connection {
 
   /** Builds the template of a policy ahead of its first launch. */
   prepare(policy: NativePolicy): Promise<void> {
-    return this.#prepared(this.#server.prepare(policy))
+    return this.#prepared(this.#building(() => this.#server.prepare(policy)))
   }
 
   /** Makes so many warm nests of a policy, which wait for `idle` milliseconds, or for ever. */
   warm(policy: NativePolicy, count: number, idle: number | undefined): Promise<void> {
-    return this.#prepared(this.#server.warm(policy, count, idle))
+    debug(() => `template: to keep ${count} warm`)
+    return this.#prepared(this.#building(() => this.#server.warm(policy, count, idle)))
+  }
+
+  /** Does what may build a template, and tells whoever debugs whether it did. */
+  #building<T>(work: () => T): T {
+    if (!isDebugging()) return work()
+    const before = this.#server.stats().templates
+    const done = work()
+    const { templates } = this.#server.stats()
+    if (templates > before) debug(() => `template: building one, ${templates} kept`)
+    return done
   }
 
   #prepared(token: number): Promise<void> {
@@ -172,7 +187,7 @@ export class Connection {
 
   #receive(events: readonly NativeEvent[]): void {
     for (const event of events) {
-      if (event.kind === 'server-ready') this.#settleReady.resolve()
+      if (event.kind === 'server-ready') this.#ready()
       else if (event.kind === 'server-lost') this.#lose(lostError(event.failure))
       else this.#dispatch(event)
     }
@@ -184,6 +199,7 @@ export class Connection {
 
   #dispatch(event: NativeEvent): void {
     const { kind, token, pid = 0, failure, asked, ended } = event
+    debug(() => `launch ${token}: ${kind}${detail(event)}`)
     const listener = this.#listeners.get(token)
     if (listener === undefined) return
     if (kind === 'placed') {
@@ -201,7 +217,13 @@ export class Connection {
     }
   }
 
+  #ready(): void {
+    debug(() => `fork server: ready, pid ${this.pid}`)
+    this.#settleReady.resolve()
+  }
+
   #lose(error: ForkServerError): void {
+    if (this.lost === undefined) debug(() => `fork server: gone (${error.code}): ${error.message}`)
     this.lost ??= error
     this.#settleReady.reject(error)
   }
@@ -211,6 +233,22 @@ export class Connection {
     this.#idle.clear()
     for (const resolve of waiting) resolve()
   }
+}
+
+/** A launch for the debug log: neither its arguments nor its environment. */
+const describe = ({ policy, text, argc }: LaunchMessage, { token, failure }: NativeLaunched): string => {
+  const file = text.slice(0, text.indexOf('\0'))
+  const how = policy === undefined ? 'without isolation' : 'in a sandbox'
+  const refused = failure === undefined ? '' : `, refused: ${failure.message}`
+  return `launch ${token}: ${file}, ${argc} arguments, ${how}${refused}`
+}
+
+/** What an event says, for the debug log. */
+const detail = ({ pid, failure, ended }: NativeEvent): string => {
+  if (failure !== undefined) return `, ${failure.code}: ${failure.message}`
+  if (ended === undefined) return pid === undefined || pid === 0 ? '' : `, pid ${pid}`
+  const ms = ((ended.endedNs - ended.submittedNs) / 1e6).toFixed(2)
+  return `, pid ${ended.pid} ${ended.ending} ${ended.status}${ended.limit === undefined ? '' : ` (${ended.limit})`} after ${ms} ms`
 }
 
 const lostError = (failure: NativeFailure | undefined): ForkServerError => {

@@ -1,5 +1,6 @@
 // `run` and `spawn`: what all launchers do, whoever decides when a launch may start.
 
+import { launchEvent } from './diagnostics.ts'
 import { asError } from './errors.ts'
 import type { LaunchContext } from './launch/context.ts'
 import { abortedBefore, Flight, type Ledger } from './launch/flight.ts'
@@ -20,6 +21,7 @@ export const makeLauncher = (context: () => LaunchContext, gate: Gate): Launcher
     const request = makeRequest(context(), kind, file, args, options)
     // Not even queued: an aborted signal does not fire again.
     if (request.signal?.aborted === true) throw abortedBefore(request)
+    launchEvent(request)
     return new Flight(request, gate)
   }
 

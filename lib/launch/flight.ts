@@ -6,6 +6,7 @@ import type { Socket } from 'node:net'
 import type { NativeAsked, NativeEnded, NativeFailure, NativeLaunched, NativeLearned } from '#binding'
 
 import type { Connection, LaunchMessage, Listener } from '../connection.ts'
+import { exitEvent } from '../diagnostics.ts'
 import {
   AbortError,
   asError,
@@ -305,7 +306,7 @@ export class Flight implements Listener {
     else if (this.#handlerError !== undefined) this.#fail(handlerFailure(this.#handlerError), result)
     else if (request.reject && result.failed) this.#fail(processError(result, request.limits), result)
     else {
-      this.#settle(result)
+      this.#settle(result, undefined)
       this.#resolve(result)
     }
   }
@@ -320,13 +321,13 @@ export class Flight implements Listener {
 
   #fail(error: Error, result?: AnyResult): void {
     if (this.#settled) return
-    this.#settle(result)
+    this.#settle(result, error)
     this.#spawned?.reject(error)
     // Otherwise the one who spawned it has been told already.
     this.#reject(error)
   }
 
-  #settle(result: AnyResult | undefined): void {
+  #settle(result: AnyResult | undefined, error: Error | undefined): void {
     this.#settled = true
     this.request.signal?.removeEventListener('abort', this.#onAbort)
     for (const timer of this.#timers) clearTimeout(timer)
@@ -338,6 +339,7 @@ export class Flight implements Listener {
       this.stdout?.destroy()
       this.stderr?.destroy()
     }
+    exitEvent(this.request, result, error)
     this.#ledger.over(this, result)
   }
 
