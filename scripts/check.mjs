@@ -12,6 +12,7 @@ const steps = [
   ['oxfmt', bin('oxfmt'), ['--check']],
   ['oxlint', bin('oxlint'), ['--deny-warnings']],
   ['tsc', bin('tsc'), ['-p', 'tsconfig.json']],
+  ['api reference', process.execPath, [path.join(root, 'scripts', 'docs.mjs'), '--check']],
   ['rustfmt', 'cargo', ['fmt', '--all', '--check']],
   ['clippy', 'cargo', ['clippy', '--workspace', '--all-targets', '--', '-D', 'warnings']],
   [
