@@ -25,21 +25,37 @@ const avaOnly = take('--ava')
 const NOBODY = 65534
 const isRoot = process.getuid?.() === 0
 
+/** Programs that tests run, and the Debian packages that have them. */
+const PROGRAMS = [
+  { isThere: () => have('busybox'), packages: ['busybox-static'] },
+  { isThere: () => have('python3'), packages: ['python3'] },
+  { isThere: () => have('strace'), packages: ['strace'] },
+  { isThere: () => have('gcc'), packages: ['gcc', 'libc6-dev'] },
+  { isThere: () => have('g++'), packages: ['g++'] },
+  { isThere: () => ['magick', 'convert'].some((name) => existsSync(`/usr/bin/${name}`)), packages: ['imagemagick'] },
+  {
+    isThere: () => ['chromium-headless-shell', 'chromium', 'google-chrome'].some((name) => have(name)),
+    packages: ['chromium-headless-shell'],
+  },
+]
+
+const missing = () => PROGRAMS.filter(({ isThere }) => !isThere())
+
 /** The end-to-end tests run real programs; a container rarely has them all. Tests skip what is missing in the end. */
 const installPrograms = () => {
-  const wanted = []
-  if (!have('busybox')) wanted.push('busybox-static')
-  if (!have('python3')) wanted.push('python3')
-  if (!have('strace')) wanted.push('strace')
-  if (!have('gcc')) wanted.push('gcc', 'libc6-dev')
-  if (wanted.length === 0 || !isRoot || !have('apt-get')) return
+  if (!isRoot || !have('apt-get')) return
+  if (missing().length === 0) return
   const env = { ...process.env, DEBIAN_FRONTEND: 'noninteractive' }
-  const options = { env, stdio: 'ignore', timeout: 180_000 }
-  const install = () => spawnSync('apt-get', ['install', '-y', '--no-install-recommends', ...wanted], options)
-  if (install().status === 0) return
-  spawnSync('apt-get', ['update'], options)
-  if (install().status !== 0) {
-    process.stderr.write(`nestbox: could not install ${wanted.join(', ')}; tests that need them are skipped.\n`)
+  const apt = (...args) => spawnSync('apt-get', args, { env, stdio: 'ignore', timeout: 180_000 }).status === 0
+  const install = (programs) =>
+    apt('install', '-y', '--no-install-recommends', ...programs.flatMap(({ packages }) => packages))
+  if (install(missing())) return
+  apt('update')
+  // One that can't be had must not keep the others.
+  if (!install(missing())) for (const program of missing()) install([program])
+  const names = missing().flatMap(({ packages }) => packages)
+  if (names.length > 0) {
+    process.stderr.write(`nestbox: could not install ${names.join(', ')}; tests that need them are skipped.\n`)
   }
 }
 
