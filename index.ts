@@ -22,7 +22,7 @@ export {
   UnsupportedPlatformError,
 } from './lib/errors.ts'
 export type { Issue } from './lib/errors.ts'
-export type { ExitEvent, LaunchEvent } from './lib/diagnostics.ts'
+export type { ExitEvent, LaunchEvent, ViolationEvent } from './lib/diagnostics.ts'
 export type {
   BindOptions,
   FileOptions,
@@ -85,7 +85,6 @@ export type {
   SyscallHandler,
   SyscallMemory,
   Violation,
-  ViolationMessage,
 } from './lib/supervision/types.ts'
 export type { ForkServerOptions, ForkServerStats, Percentiles, SandboxOptions, SandboxStats } from './lib/types.ts'
 export type { Trace, TraceEvent } from './lib/trace.ts'

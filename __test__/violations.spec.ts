@@ -18,7 +18,7 @@ import {
   syscallFilter,
   type SyscallFilter,
   type Violation,
-  type ViolationMessage,
+  type ViolationEvent,
 } from '../index.ts'
 import { verdict } from '../lib/launch/result.ts'
 import { have, isRoot, until } from './helpers.ts'
@@ -188,9 +188,9 @@ gcc('action kill says no more than that', async (t) => {
 
 gcc('subscribers of the channel hear of it', async (t) => {
   await using box = await boxed(reporting('mkdir', 'mkdirat'))
-  const heard: ViolationMessage[] = []
+  const heard: ViolationEvent[] = []
   const listener = (message: unknown): void => {
-    const told = message as ViolationMessage
+    const told = message as ViolationEvent
     if (told.args[1] === 'heard') heard.push(told)
   }
   channel('nestbox:violation').subscribe(listener)

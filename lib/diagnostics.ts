@@ -1,9 +1,9 @@
 // What the package tells those who watch it: `node:diagnostics_channel` for programs, `NODE_DEBUG=nestbox` for people.
 //
 // Nothing is made for nobody: without a subscriber an event costs one property read, and a line that is not printed is not
-// put together. The channels are public (docs/guides/observability.md), their messages typed here. `nestbox:violation` is
-// published by `lib/supervision`. A line of the debug log never has an argument, a variable of the environment, or content
-// in it: logs are kept longer and read by more people than the launch was meant for.
+// put together. The channels are public (docs/guides/observability.md), their messages typed here. A line of the debug log never
+// has an argument, a variable of the environment, or content in it: logs are kept longer and read by more people than the
+// launch was meant for.
 
 import { channel } from 'node:diagnostics_channel'
 import { debuglog } from 'node:util'
@@ -11,6 +11,7 @@ import { debuglog } from 'node:util'
 import type { LaunchRequest } from './launch/request.ts'
 import type { AnyResult } from './launch/result.ts'
 import type { Result } from './launch/types.ts'
+import type { Violation } from './supervision/types.ts'
 
 /**
  * What is published on the channel `nestbox:launch` of `node:diagnostics_channel`: a launch was asked for and found right.
@@ -38,7 +39,20 @@ export interface ExitEvent {
   readonly error?: Error
 }
 
+/** What is published on the channel `nestbox:violation`: a filter ended a launch, and nothing of it runs any more. */
+export interface ViolationEvent {
+  /** The object that was published on `nestbox:launch`, or would have been. */
+  readonly launch: LaunchEvent
+  readonly file: string
+  readonly args: readonly string[]
+  /** The program's process id, as the host saw it. */
+  readonly pid: number
+  /** Absent with the action `'kill'`. */
+  readonly violation?: Violation
+}
+
 const launches = channel('nestbox:launch')
+const violations = channel('nestbox:violation')
 const exits = channel('nestbox:exit')
 
 let lastId = 0
@@ -69,6 +83,20 @@ export const exitEvent = (request: LaunchRequest, result: AnyResult | undefined,
     ...(error === undefined ? undefined : { error }),
   }
   exits.publish(event)
+}
+
+/** A filter ended a launch. Called before {@link exitEvent}. */
+export const violationEvent = (request: LaunchRequest, pid: number, violation: Violation | undefined): void => {
+  if (!violations.hasSubscribers) return
+  const { file, args } = request
+  const event: ViolationEvent = {
+    launch: eventOf(request),
+    file,
+    args,
+    pid,
+    ...(violation === undefined ? undefined : { violation }),
+  }
+  violations.publish(event)
 }
 
 const log = debuglog('nestbox')

@@ -6,7 +6,7 @@ import type { Socket } from 'node:net'
 import type { NativeAsked, NativeEnded, NativeFailure, NativeLaunched, NativeLearned } from '#binding'
 
 import type { Connection, LaunchMessage, Listener } from '../connection.ts'
-import { exitEvent } from '../diagnostics.ts'
+import { exitEvent, violationEvent } from '../diagnostics.ts'
 import {
   AbortError,
   asError,
@@ -20,7 +20,7 @@ import {
 import { signalNumber } from '../signals.ts'
 import { decide, handlerFailure } from '../supervision/handler.ts'
 import type { SyscallHandler } from '../supervision/types.ts'
-import { publish, toCall } from '../supervision/violation.ts'
+import { toCall } from '../supervision/violation.ts'
 import { type LaunchRequest, type OpenFile, unsafeDescriptor } from './request.ts'
 import { type AnyResult, makeResult, processError, type Streamed } from './result.ts'
 import { RunningSandboxee } from './sandboxee.ts'
@@ -295,10 +295,7 @@ export class Flight implements Listener {
       overflowed: this.#meter?.overflowed ?? false,
     })
     this.learned = ended.learned
-    if (result.status === 'violation') {
-      const { file, args, pid, violation } = result
-      publish({ file, args, pid, ...(violation === undefined ? {} : { violation }) })
-    }
+    if (result.status === 'violation') violationEvent(request, result.pid, result.violation)
     // It ran, however short: whoever spawned it gets to know it before its result.
     this.#deliver()
     if (this.#canceled) this.#fail(this.#abortError(result), result)

@@ -103,16 +103,6 @@ export type SyscallHandler = (
   // oxlint-disable-next-line typescript/no-invalid-void-type
 ) => SyscallDecision | undefined | void | Promise<SyscallDecision | undefined | void>
 
-/** What is published on the channel `nestbox:violation` of `node:diagnostics_channel`, when the nest is dead. */
-export interface ViolationMessage {
-  readonly file: string
-  readonly args: readonly string[]
-  /** The program's process id, as the host saw it. */
-  readonly pid: number
-  /** Absent with the action `'kill'`. */
-  readonly violation?: Violation
-}
-
 /** What {@link Learn} takes, beside the options of a launch. */
 export interface LearnOptions extends LaunchOptions {
   /**

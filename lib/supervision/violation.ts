@@ -1,16 +1,8 @@
-// From calls as the core reports them to what callers see, and the news of a violation for whoever listens.
+// From calls as the core reports them to what callers see.
 
-import { channel } from 'node:diagnostics_channel'
 import type { NativeSystemCall } from '#binding'
 
-import type { SocketAddress, SyscallCall, Violation, ViolationMessage } from './types.ts'
-
-const violations = channel('nestbox:violation')
-
-/** Tells the subscribers of `nestbox:violation`. */
-export const publish = (message: ViolationMessage): void => {
-  if (violations.hasSubscribers) violations.publish(message)
-}
+import type { SocketAddress, SyscallCall, Violation } from './types.ts'
 
 /** What is absent has no key, so that results compare and print as they are typed. */
 const addressOf = (call: NativeSystemCall): SocketAddress | undefined => {
