@@ -198,6 +198,25 @@ test('policy files that are none', async (t) => {
   t.is((await run('--policy', file, 'true')).code, EXIT.usage)
 })
 
+test('learning writes a policy that lets the same run pass, and nothing else', async (t) => {
+  const file = path.join(scratch(t), 'learned.json')
+  const input = 'a\nc\nb\n'
+  const learned = await nestbox(['run', '--learn', file, '--wall-time', '20s', 'sort', '-r'], { input })
+  t.like(learned, { code: 0, stdout: 'c\nb\na\n' })
+  t.regex(learned.stderr, /^nestbox: Learning is no boundary/)
+  const written = JSON.parse(readFileSync(file, 'utf8')) as { limits: { wallTime: number }; syscalls: object }
+  t.is(written.limits.wallTime, 20_000)
+  t.like(written.syscalls, { otherwise: 'report' })
+  t.deepEqual(await nestbox(['run', '--policy', file, 'sort', '-r'], { input }), {
+    code: 0,
+    stdout: 'c\nb\na\n',
+    stderr: '',
+  })
+  const other = await run('--policy', file, 'python3', '-c', 'import os; os.mkdir("/tmp/x"); os.listdir("/tmp")')
+  t.is(other.code, EXIT.violation)
+  t.regex(other.stderr, /made a forbidden system call: \w+\.\n$/)
+})
+
 test.serial('signals go to the program, and a second one to all of it', async (t) => {
   const start = (
     script: string,

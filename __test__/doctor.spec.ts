@@ -153,6 +153,13 @@ test("a container's syscall filter", async (t) => {
   t.is(report.settings['seccomp'], 'filter')
 })
 
+test("a container's syscall filter, with what the doctor says it has to allow", async (t) => {
+  if ((await unlessWell(t)) || !have('gcc')) return
+  const report = await reported(t, compile(t, filterSource(), '-DAMENDED'), [process.execPath, cli, 'doctor', '--json'])
+  t.is(report.settings['seccomp'], 'filter')
+  t.true(report.ok, render(report, true, paintFor(process.stderr)))
+})
+
 test('a syscall filter that kills does not kill who asks', async (t) => {
   if ((await unlessWell(t)) || !have('gcc')) return
   const report = await reported(t, compile(t, filterSource(), '-DKILL'), [process.execPath, cli, 'doctor', '--json'])

@@ -93,6 +93,7 @@ ${list([
   ['--user UID[:GID]', 'the ids that it sees as its own; default 1000'],
   ['--hostname NAME', "default 'nestbox'"],
   ['--require NAME', 'fail without this protection'],
+  ['--learn FILE', 'run it with every call allowed, and write the policy that allows just what it did'],
 ])}
 
 ${heading('Limits')}   times: 500ms 10s 2m 1h · sizes: 4096 64KiB 64MiB 1GiB · none lifts a limit
@@ -126,6 +127,7 @@ ${heading('Examples')}
   nestbox run --file main.c:/tmp/main.c --copy-out /tmp/main:./main gcc -o /tmp/main /tmp/main.c
   nestbox run --bind ./data:/data:rw --print-policy > policy.json
   nestbox run --policy policy.json --json ./tool
+  nestbox run --learn sort.json sort -r < list.txt && nestbox run --policy sort.json sort -r < list.txt
 `
 
 export const doctorHelp = (): string => `Examine whether sandboxes can run on this system.

@@ -56,6 +56,7 @@ export const OPTIONS = {
   cwd: { type: 'string' },
   file: { type: 'string', multiple: true },
   'copy-out': { type: 'string', multiple: true },
+  learn: { type: 'string' },
   // What nestbox itself says.
   json: { type: 'boolean' },
   'json-file': { type: 'string' },
@@ -75,6 +76,8 @@ export interface RunCommand {
   readonly launch: Pick<LaunchOptions, 'env' | 'cwd' | 'files' | 'outputs'>
   /** Where the result goes as JSON: to stdout with all output in it, to a file, or to a descriptor. */
   readonly json: 'stdout' | { readonly file: string } | { readonly fd: number } | undefined
+  /** Where the policy goes that the run teaches. */
+  readonly learn: string | undefined
   readonly stats: boolean
   readonly quiet: boolean
   readonly printPolicy: boolean
@@ -119,6 +122,7 @@ export const parseRun = (argv: readonly string[]): RunCommand => {
     args,
     launch: launchOf(values),
     json: jsonTarget(values),
+    learn: textOf(values, 'learn'),
     stats: values['stats'] === true,
     quiet: values['quiet'] === true,
     printPolicy: values['print-policy'] === true,

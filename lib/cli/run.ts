@@ -7,6 +7,7 @@ import type { AnyResult } from '../launch/result.ts'
 import type { LaunchOptions, Sandboxee } from '../launch/types.ts'
 import { policy as policyFactory } from '../policy/policy.ts'
 import { Sandbox } from '../sandbox.ts'
+import { learn } from '../supervision/learn.ts'
 import { errorJSON, exitCodeOf, exitCodeOfError, UsageError } from './exit.ts'
 import { runHelp } from './help.ts'
 import { parseRun, type RunCommand } from './options.ts'
@@ -55,6 +56,7 @@ const outcome = async (command: RunCommand, file: string): Promise<AnyResult> =>
     // With --json the output is part of the result; else the program writes where we would, without us between.
     ...(whole ? { buffer: true } : { stdout: 'inherit', stderr: 'inherit' }),
   }
+  if (command.learn !== undefined) return learnInto(command.learn, command, file, options)
   // One launch is all there will be: no nest is kept warm for the next one.
   await using sandbox = await Sandbox.create(policyFactory.parse(command.policy), { warm: 0 })
   const signals = forwardSignals()
@@ -62,6 +64,26 @@ const outcome = async (command: RunCommand, file: string): Promise<AnyResult> =>
     const sandboxee = await sandbox.spawn(file, command.args, options)
     signals.to(sandboxee)
     return (await sandboxee.result) as AnyResult
+  } finally {
+    signals.stop()
+  }
+}
+
+/** Runs it with every call allowed, and writes the policy that would have let it pass. */
+const learnInto = async (to: string, command: RunCommand, file: string, options: LaunchOptions): Promise<AnyResult> => {
+  const policy = policyFactory.parse(command.policy)
+  const abort = new AbortController()
+  const signals = forwardSignals()
+  signals.to({ kill: (signal) => (abort.abort(new Error(`${signal} was received.`)), true) })
+  try {
+    const lesson = await learn(file, command.args, { ...options, policy, signal: abort.signal })
+    const learned = policyFactory.parse({ ...policy.toJSON(), syscalls: lesson.filter.toJSON() })
+    writeFileSync(to, `${JSON.stringify(learned, undefined, 2)}\n`)
+    if (!command.quiet) {
+      const more = lesson.incomplete ? ' There was more than is kept: the filter lacks some.' : ''
+      await write(process.stderr, `nestbox: ${paintFor(process.stderr).yellow(`${lesson.warning}${more}`)}\n`)
+    }
+    return lesson.result
   } finally {
     signals.stop()
   }

@@ -60,9 +60,13 @@ pub struct Diagnosis {
 /// Examines this system. `image` is the embedded fork server.
 #[must_use]
 pub fn diagnose(image: &'static [u8]) -> Diagnosis {
+    diagnose_by(&Image::choose(None, image))
+}
+
+fn diagnose_by(image: &Image) -> Diagnosis {
     let mut checks = Vec::new();
     let mut facts = Facts::gather();
-    let told = examine(&Image::choose(None, image), &mut checks);
+    let told = examine(image, &mut checks);
     facts.seccomp_refuses = told.iter().any(|probe| probe.name == "system-calls" && probe.failure.is_some());
     for check in &mut checks {
         explain(&mut check.outcome, &facts);
@@ -258,11 +262,24 @@ mod tests {
 
     #[test]
     fn there_is_always_a_diagnosis() {
-        // Unless the environment names one: no fork server at all.
-        if std::env::var_os(OVERRIDE).is_none() {
-            let diagnosis = diagnose(&[]);
-            let [check] = &diagnosis.checks[..] else { panic!("{diagnosis:?}") };
-            assert_eq!((check.name.as_str(), check.required), ("start-forkserver", true));
-        }
+        let none = diagnose_by(&Image::Embedded(&[]));
+        let [check] = &none.checks[..] else { panic!("{none:?}") };
+        assert_eq!((check.name.as_str(), check.required), ("start-forkserver", true));
+        let missing = diagnose_by(&Image::Path("/nonexistent/forkserver".into()));
+        let [skipped, failed] = &missing.checks[..] else { panic!("{missing:?}") };
+        assert!(matches!(skipped.outcome, Outcome::Skipped(_)));
+        let Outcome::Fails(failure, None) = &failed.outcome else { panic!("{failed:?}") };
+        assert_eq!(failure.errno, Errno::ENOENT);
+        assert!(failure.hint.as_ref().is_some_and(|hint| hint.contains(OVERRIDE)));
+    }
+
+    #[test]
+    fn what_says_nothing_is_not_well() {
+        // Ends at once, and says nothing on its socket.
+        let mute = diagnose_by(&Image::Path("/bin/true".into()));
+        let Some(Outcome::Fails(failure, None)) = mute.checks.last().map(|check| &check.outcome) else {
+            panic!("{mute:?}")
+        };
+        assert!(failure.to_string().contains("without a word"), "{failure}");
     }
 }
