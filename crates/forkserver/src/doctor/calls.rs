@@ -6,7 +6,6 @@
 
 use nestbox_sys::Errno;
 use nix::sys::wait::WaitStatus;
-use nix::unistd::ForkResult;
 
 use super::{Found, fault};
 use crate::fault::Fault;
@@ -50,21 +49,16 @@ pub(super) fn refused(_: Server) -> Found {
 
 /// Makes the call in a process of its own, for a filter may kill for it.
 fn refusal(number: libc::c_long, args: [usize; 6]) -> Result<Option<Errno>, Fault<'static>> {
-    // SAFETY: single-threaded.
-    let child =
-        match unsafe { nix::unistd::fork() }.map_err(|errno| fault(errno, "fork", b"a probe's process"))? {
-            ForkResult::Child => {
-                // SAFETY: every pointer is null, which the kernel refuses to read.
-                let errno = unsafe { nestbox_sys::raw::syscall(number, args) }.err();
-                crate::exit(match errno {
-                    Some(Errno::EPERM) => libc::EPERM,
-                    Some(Errno::EACCES) => libc::EACCES,
-                    Some(Errno::ENOSYS) => libc::ENOSYS,
-                    _ => 0,
-                })
-            }
-            ForkResult::Parent { child } => child,
-        };
+    let Some(child) = super::fork().map_err(|errno| fault(errno, "fork", b"a probe's process"))? else {
+        // SAFETY: every pointer is null, which the kernel refuses to read.
+        let errno = unsafe { nestbox_sys::raw::syscall(number, args) }.err();
+        crate::exit(match errno {
+            Some(Errno::EPERM) => libc::EPERM,
+            Some(Errno::EACCES) => libc::EACCES,
+            Some(Errno::ENOSYS) => libc::ENOSYS,
+            _ => 0,
+        })
+    };
     Ok(match nix::sys::wait::waitpid(child, None) {
         Ok(WaitStatus::Exited(_, 0)) => None,
         Ok(WaitStatus::Exited(_, errno)) => Some(Errno::from_raw(errno)),

@@ -17,7 +17,7 @@ use nestbox_protocol::Probe;
 use nestbox_sys::{Errno, packet, process};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
-use nix::unistd::ForkResult;
+use nix::unistd::{ForkResult, Pid};
 
 use crate::boot::CONTROL_FD;
 use crate::capabilities::{self, CAP_SETUID};
@@ -164,6 +164,22 @@ fn examine(mut probe: Probe, attempt: &Attempt, server: Server) -> (Probe, i32) 
         Err(fault) => {
             probe.failure = Some(failure(&fault));
             (probe, FAILED)
+        }
+    }
+}
+
+/// Forks a probe's own child: `None` in it. It ends with the probe or after the same time, and does not hold the socket,
+/// whose end the client waits for.
+fn fork() -> Result<Option<Pid>, Errno> {
+    // SAFETY: single-threaded.
+    match unsafe { nix::unistd::fork() }? {
+        ForkResult::Parent { child } => Ok(Some(child)),
+        ForkResult::Child => {
+            let _ = process::close_range(CONTROL_FD as u32, CONTROL_FD as u32, 0);
+            let _ = process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as usize);
+            // SAFETY: takes a number; SIGALRM's default action ends this process.
+            unsafe { libc::alarm(PATIENCE) };
+            Ok(None)
         }
     }
 }

@@ -10,7 +10,6 @@ use nestbox_sys::mount::{
 };
 use nestbox_sys::{Errno, process};
 use nix::sys::wait::WaitStatus;
-use nix::unistd::ForkResult;
 
 use super::{Found, fault};
 use crate::fault::{At, Fault};
@@ -147,15 +146,11 @@ pub(super) fn devpts(server: Server) -> Found {
 fn in_child(body: impl FnOnce() -> Found) -> Found {
     let (ours, theirs) =
         nestbox_sys::socket::stream_pair().map_err(|errno| fault(errno, "socketpair", b""))?;
-    // SAFETY: single-threaded.
-    let child = match unsafe { nix::unistd::fork() }.at(Step::CloneInit, "fork", b"pid namespace")? {
-        ForkResult::Child => {
-            let failed = body().err();
-            let words = failed.map_or([0; 2], |fault| [fault.step as i32, fault.errno as i32]);
-            let _ = nix::unistd::write(&theirs, words.map(i32::to_ne_bytes).as_flattened());
-            crate::exit(0)
-        }
-        ForkResult::Parent { child } => child,
+    let Some(child) = super::fork().at(Step::CloneInit, "fork", b"pid namespace")? else {
+        let failed = body().err();
+        let words = failed.map_or([0; 2], |fault| [fault.step as i32, fault.errno as i32]);
+        let _ = nix::unistd::write(&theirs, words.map(i32::to_ne_bytes).as_flattened());
+        crate::exit(0)
     };
     drop(theirs);
     let mut words = [0; 8];
@@ -211,16 +206,11 @@ pub(super) fn seccomp_notifications(_: Server) -> Found {
     let is_getppid = libc::sock_filter { code: 0x15, jt: 0, jf: 1, k: libc::SYS_getppid as u32 };
     let ask = answer(libc::SECCOMP_RET_USER_NOTIF);
     let listener = install(&[LOAD_NUMBER, is_getppid, ask, ALLOW], libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
-    // SAFETY: single-threaded.
-    let child =
-        match unsafe { nix::unistd::fork() }.map_err(|errno| fault(errno, "fork", b"a probe's process"))? {
-            ForkResult::Child => {
-                // SAFETY: getppid takes nothing.
-                let answered = unsafe { nestbox_sys::syscall!(libc::SYS_getppid) };
-                crate::exit(i32::from(answered != Ok(SECRET)))
-            }
-            ForkResult::Parent { child } => child,
-        };
+    let Some(child) = super::fork().map_err(|errno| fault(errno, "fork", b"a probe's process"))? else {
+        // SAFETY: getppid takes nothing.
+        let answered = unsafe { nestbox_sys::syscall!(libc::SYS_getppid) };
+        crate::exit(i32::from(answered != Ok(SECRET)))
+    };
     // struct seccomp_notif: it must come zeroed; its first word is the id.
     let mut held = [0_u64; 10];
     // SAFETY: as long as the request says.
