@@ -119,6 +119,13 @@ export interface NativeDiagnosis {
   settings: Array<NativeSetting>
 }
 
+/** What became of the capture of a crash. */
+export interface NativeCrash {
+  /** Lines of JSON, each a report and better than the one before; from a sandbox. */
+  report: Buffer
+  problem?: string
+}
+
 /** The result of a launch whose program ran. */
 export interface NativeEnded {
   pid: number
@@ -155,6 +162,7 @@ export interface NativeEnded {
   filter: string
   /** The nest was made before its launch. */
   warm: boolean
+  crash?: NativeCrash | undefined
 }
 
 /** What happened. */

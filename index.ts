@@ -44,6 +44,7 @@ export type {
   TmpfsOptions,
   UnixSockets,
 } from './lib/policy/types.ts'
+export type { CrashFrame, CrashMap, CrashReport, CrashThread } from './lib/launch/crash-types.ts'
 export type {
   ArgumentCondition,
   CpuFences,

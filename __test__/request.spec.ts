@@ -69,6 +69,7 @@ test('a launch without options', (t) => {
     checkFds: true,
     comms: false,
     reportStart: false,
+    crashReport: false,
     warm: 0,
     warmIdle: undefined,
   })

@@ -50,6 +50,7 @@ export interface LaunchMessage {
   readonly checkFds: boolean
   readonly comms: boolean
   readonly reportStart: boolean
+  readonly crashReport: boolean
   readonly warm: number
   /** Milliseconds; undefined: for ever. */
   readonly warmIdle: number | undefined
@@ -103,7 +104,11 @@ export class Connection {
     numbers[2] = message.stderr
     numbers[3] = message.outputLimit
     numbers[4] = message.onOverflow
-    numbers[5] = (message.comms ? 1 : 0) | (message.checkFds ? 2 : 0) | (message.reportStart ? 4 : 0)
+    numbers[5] =
+      (message.comms ? 1 : 0) |
+      (message.checkFds ? 2 : 0) |
+      (message.reportStart ? 4 : 0) |
+      (message.crashReport ? 8 : 0)
     numbers[6] = message.argc
     numbers[7] = message.warm
     numbers[8] = message.warmIdle ?? -1

@@ -39,6 +39,7 @@ const SandboxOptionsSchema = z.strictObject({
   onSyscall: HandlerSchema.optional(),
   warm: WarmSchema.optional(),
   warmIdle: MillisecondsSchema.optional(),
+  crashReport: z.boolean().optional(),
 })
 
 /** The schema says what the hand-written type says; a difference is a compile error here. */
@@ -110,7 +111,7 @@ class RunningSandbox implements SandboxType {
     const { warm, warmIdle, onSyscall } = options
     const idle = warmIdle ?? (warm === undefined ? DEFAULT_WARM_IDLE : Infinity)
     this.#warmth = { count: warm ?? 1, idle: Number.isFinite(idle) ? idle : undefined }
-    const context = sandboxContext(policy, this.#warmth, { onSyscall })
+    const context = sandboxContext(policy, this.#warmth, { onSyscall }, options.crashReport)
     this.#context = context
     const launcher = makeLauncher(() => context, gate)
     this.run = launcher.run

@@ -103,6 +103,12 @@ export interface SandboxOptions {
    * @defaultValue 10,000 where `warm` is not given, else `Infinity`
    */
   warmIdle?: number | undefined
+  /**
+   * Of launches that don't say: whether `result.crash` says what a program was doing that died of a signal.
+   *
+   * @defaultValue `false`
+   */
+  crashReport?: boolean | undefined
   /** @defaultValue the process-wide one, started on first use */
   server?: ForkServer | undefined
   /**

@@ -31,13 +31,14 @@ const buildNative = () => {
   // Static, the fork server for gnu runs on musl systems as well: a release has one for each architecture.
   const triple = target?.replace(/-musl$/, '-gnu') ?? hostTriple()
   const helper = buildStatic('nestbox-forkserver', 'helper', { triple })
+  const symbolizer = buildStatic('nestbox-symbolize', 'symbolizer', { triple })
 
   const addon = `nestbox.${addonTuple(target ?? triple)}.node`
   const addonArgs = ['build', '--platform', '--esm', '--release', '--manifest-path', 'crates/node/Cargo.toml']
   addonArgs.push('--output-dir', '.', '--js', 'binding.js', '--dts', 'binding.d.ts', ...crossFlags())
-  const inputs = [...rustInputs, path.relative(root, helper)]
+  const inputs = [...rustInputs, path.relative(root, helper), path.relative(root, symbolizer)]
   step('addon', { inputs, outputs: [addon, 'binding.js', 'binding.d.ts'], command: addonArgs }, () =>
-    run(bin('napi'), addonArgs, { env: { NESTBOX_FORKSERVER_IMAGE: helper } }),
+    run(bin('napi'), addonArgs, { env: { NESTBOX_FORKSERVER_IMAGE: helper, NESTBOX_SYMBOLIZER_IMAGE: symbolizer } }),
   )
 }
 

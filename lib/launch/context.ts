@@ -37,6 +37,8 @@ export interface LaunchContext {
   readonly unmet: SpawnError | undefined
   /** The nests that are kept for the launches to come. */
   readonly warmth: Warmth
+  /** Of launches that don't say whether they want one. */
+  readonly crashReport: boolean
   /** Decides about the calls that the filter stops. */
   readonly onSyscall: SyscallHandler | undefined
   /** Those calls are noted and made. */
@@ -81,6 +83,7 @@ export const sandboxContext = (
   policy: Policy,
   warmth: Warmth = NO_WARMTH,
   supervision: Supervision = {},
+  crashReport = false,
 ): LaunchContext => {
   const environment = join(new Map(Object.entries(policy.env)))
   const mountPoints = new Set<string>()
@@ -108,6 +111,7 @@ export const sandboxContext = (
     warmth,
     onSyscall: supervision.onSyscall,
     learns: supervision.learns ?? false,
+    crashReport,
   }
 }
 
@@ -152,4 +156,5 @@ export const unsandboxedContext: LaunchContext = Object.freeze({
   warmth: NO_WARMTH,
   onSyscall: undefined,
   learns: false,
+  crashReport: false,
 })

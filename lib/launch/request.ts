@@ -226,6 +226,7 @@ class Merge {
       comms: this.#options.comms === true,
       // Whoever only waits for the result need not be woken when the program starts.
       reportStart: this.#kind === 'spawn' || grace !== undefined || context.onSyscall !== undefined,
+      crashReport: this.#crashReport(),
       warm: context.warmth.count,
       warmIdle: context.warmth.idle,
       extras: undefined,
@@ -262,6 +263,12 @@ class Merge {
     if (checked.ok) return checked.value
     this.#issues.push(...issuesOf(checked, 'cwd'))
     return '/'
+  }
+
+  #crashReport(): boolean {
+    const { crashReport = this.#context.crashReport } = this.#options
+    if (crashReport && !this.#context.isolated) this.#issue(['crashReport'], NEEDS_SANDBOX)
+    return crashReport
   }
 
   #putFiles(message: LaunchMessage): void {

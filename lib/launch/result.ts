@@ -8,6 +8,8 @@ import type { LimitName, LimitsJSON, Network } from '../policy/types.ts'
 import { signalName } from '../signals.ts'
 import type { Violation } from '../supervision/types.ts'
 import { toViolation } from '../supervision/violation.ts'
+import { crashReport } from './crash.ts'
+import type { CrashReport } from './crash-types.ts'
 import type { LaunchRequest } from './request.ts'
 import type { CommonResult, Isolation, LaunchOptions, OutputFailure, ResourceUsage, Result, Timings } from './types.ts'
 
@@ -120,6 +122,8 @@ export const makeResult = (request: LaunchRequest, ended: NativeEnded, host: Hos
     if (end.violation !== undefined) result.violation = end.violation
   } else if (end.signal !== undefined) result.signal = end.signal
   if (limit !== undefined) result.limit = limit
+  const died = end.status === 'signaled' || end.status === 'violation'
+  if (died && ended.crash !== undefined) result.crash = crashReport(ended.crash, ended.status)
   if (outputs.errors !== undefined) result.outputErrors = outputs.errors
   return result as unknown as AnyResult
 }
@@ -133,6 +137,7 @@ interface Draft extends Omit<CommonResult<LaunchOptions, boolean>, 'outputs' | '
   signal?: NodeJS.Signals
   limit?: LimitName
   violation?: Violation
+  crash?: CrashReport
 }
 
 /** With `reject: true`: the error that a failed result is. */

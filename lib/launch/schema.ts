@@ -122,6 +122,7 @@ export const LaunchOptionsSchema = z.strictObject({
   stripFinalNewline: z.boolean().optional(),
   onOverflow: z.enum(['kill', 'keep-head', 'keep-tail'], 'It must be "kill", "keep-head" or "keep-tail"').optional(),
   reject: z.boolean().optional(),
+  crashReport: z.boolean().optional(),
 })
 
 /** Options as they are after validation: sizes are numbers, paths are clean. */

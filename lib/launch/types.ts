@@ -7,6 +7,7 @@ import type { Duplex, Readable, Writable } from 'node:stream'
 import type { LimitName, Limits, Network, Size } from '../policy/types.ts'
 import type { Violation } from '../supervision/types.ts'
 import type { SyscallPreset } from '../syscalls/types.ts'
+import type { CrashReport } from './crash-types.ts'
 
 // ---- options --------------------------------------------------------------------------------------------------------
 
@@ -163,6 +164,17 @@ export interface LaunchOptions {
    * @defaultValue `false`
    */
   reject?: boolean | undefined
+  /**
+   * If the program dies of a signal that is not SIGKILL, or of a violation, say in `result.crash` what it was doing: registers,
+   * memory map, and the stack of each of its threads with names and lines. Of its child processes nothing is said.
+   *
+   * It is traced for that, which makes its signals slower and keeps it from tracing its own threads. A crash itself then takes
+   * as long as it takes to read the debug information: some tens of milliseconds, 5 seconds at most. Of a warm nest all but
+   * the process itself is used. Without a fresh proc (`proc('none')`) threads have no names.
+   *
+   * @defaultValue the sandbox's: `SandboxOptions.crashReport`
+   */
+  crashReport?: boolean | undefined
 }
 
 // ---- what the options determine ---------------------------------------------------------------------------------------
@@ -307,9 +319,9 @@ export interface CommonResult<O extends LaunchOptions, B> {
 export type Result<O extends LaunchOptions = {}, B = Opt<O, 'buffer', true>> = CommonResult<O, B> &
   (
     | { readonly status: 'exited'; readonly exitCode: number }
-    | { readonly status: 'signaled'; readonly signal: NodeJS.Signals }
+    | { readonly status: 'signaled'; readonly signal: NodeJS.Signals; readonly crash?: CrashReport }
     | { readonly status: 'limit-exceeded'; readonly limit: LimitName; readonly signal?: NodeJS.Signals }
-    | { readonly status: 'violation'; readonly violation?: Violation }
+    | { readonly status: 'violation'; readonly violation?: Violation; readonly crash?: CrashReport }
     | { readonly status: 'killed'; readonly signal: NodeJS.Signals }
   )
 

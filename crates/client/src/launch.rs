@@ -3,7 +3,7 @@
 //! Plain data and the rules that need nothing else: merging limits, building the message, judging how it ended. The
 //! sequence (template, network namespace, binds, send, events) is the client's.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nestbox_policy::Resolved;
@@ -19,6 +19,7 @@ use crate::outputs::{Output, OutputRequest};
 use crate::policy::{self, PlannedBind, PolicyHandle};
 use crate::server::Questions;
 use crate::stdio::{Fds, Returned};
+use crate::symbolizer::Crash;
 use crate::syscall::{Learned, Supervision, SystemCall};
 
 /// What to launch.
@@ -52,6 +53,10 @@ pub struct LaunchRequest<'a> {
     pub supervision: Supervision,
     /// How many nests of this policy are kept warm for the launches after this one.
     pub warm: Warm,
+    /// Capture what it was doing when it dies of a signal, and make a report of that: [`Ended::crash`].
+    pub crash_report: bool,
+    /// An fd to execute, in place of `file`.
+    pub exec_fd: Option<RawFd>,
 }
 
 /// One bind of one launch.
@@ -174,6 +179,8 @@ pub struct Ended {
     pub isolation: Isolation,
     /// The nest was made before its launch.
     pub warm: bool,
+    /// What it was doing when it crashed, if that was asked for.
+    pub crash: Option<Crash>,
 }
 
 /// What was enforced.
@@ -334,7 +341,7 @@ pub(crate) enum Stage {
     Pending(Box<Pending>),
     /// It was sent; the fork server's side has it.
     Sent,
-    /// It has ended; large outputs are being read.
+    /// It has ended; large outputs are being read, or its crash.
     Reading { message: Box<protocol::Ended>, outputs: Vec<Option<Output>> },
 }
 
@@ -358,6 +365,12 @@ pub(crate) struct Launch {
     pub(crate) started: bool,
     /// It was given a warm nest.
     pub(crate) warm: bool,
+    /// Its crash is to be reported.
+    pub(crate) crash_report: bool,
+    /// What was captured of its crash, until it is made sense of.
+    pub(crate) captured: Vec<OwnedFd>,
+    /// What became of that.
+    pub(crate) crash: Option<Crash>,
     pub(crate) submitted_ns: u64,
     /// It was killed because it wrote too much.
     pub(crate) overflowed: bool,
@@ -425,6 +438,7 @@ impl Launch {
             skipped: std::mem::take(&mut self.skipped),
             isolation: self.isolation,
             warm: self.warm,
+            crash: self.crash.take(),
         }
     }
 }

@@ -13,6 +13,7 @@
 //! | `networks`, `ids` | what nests are given while they run |
 //! | `launch`, `fork` | requests and results |
 //! | `stdio`, `capture`, `outputs` | what goes in and comes out |
+//! | `symbolizer` | what is made of a crash |
 //! | `failure`, `hints`, `blockers` | what went wrong and what to do |
 //! | `doctor` | whether sandboxes can be launched here, and what keeps them from it |
 
@@ -34,6 +35,7 @@ mod reactor;
 mod server;
 mod spawner;
 mod stdio;
+mod symbolizer;
 mod syscall;
 mod templates;
 
@@ -54,4 +56,5 @@ pub use outputs::{Output, OutputRequest};
 pub use policy::{PolicyHandle, check_policy, check_syscall_filter, syscall_preset};
 pub use server::{Client, Options, Stats};
 pub use stdio::{COMMS_FD, Comms, Extra, Fds, Returned, Stdio};
+pub use symbolizer::Crash;
 pub use syscall::{Address, Answer, Kind, Learned, Memory, Supervision, SystemCall, Use};

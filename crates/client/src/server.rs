@@ -51,6 +51,8 @@ pub struct Options {
     pub forkserver_path: Option<PathBuf>,
     /// The embedded executable; empty: there is none.
     pub image: &'static [u8],
+    /// The embedded symboliser; empty: there is none, and crash reports say so.
+    pub symbolizer: &'static [u8],
     /// Under a root host: the uid outside of sandboxees, or the first of a range.
     pub host_uid: Option<u32>,
     /// The same for the gid.
@@ -68,6 +70,7 @@ impl Default for Options {
         Self {
             forkserver_path: None,
             image: &[],
+            symbolizer: &[],
             host_uid: None,
             host_gid: None,
             host_id_count: 1,
@@ -154,6 +157,9 @@ pub struct Client {
     waiting_zygotes: HashMap<u64, Channel>,
     pub(crate) launches: HashMap<u64, Launch>,
     pub(crate) preparations: HashMap<u64, Preparation>,
+    symbolizer: Image,
+    /// The launches that make sense of a crash, and whose.
+    symbolizing: HashMap<u64, u64>,
     reader: Option<Reader>,
     /// Launches whose output is not watched yet, and when it is to be.
     unwatched: VecDeque<(u64, u64)>,
@@ -183,7 +189,7 @@ pub(crate) fn spawn_failure(step: Step, syscall: &'static str) -> impl Fn(Errno)
     move |errno| hints::advise(Failure::system(Code::Spawn, step, syscall, errno))
 }
 
-fn gone(detail: &str) -> Failure {
+pub(crate) fn gone(detail: &str) -> Failure {
     Failure::fact(Code::ForkServer, Step::RunProgram, detail)
 }
 
@@ -229,6 +235,8 @@ impl Client {
             waiting_zygotes: HashMap::new(),
             launches: HashMap::new(),
             preparations: HashMap::new(),
+            symbolizer: Image::Embedded(options.symbolizer),
+            symbolizing: HashMap::new(),
             reader: None,
             unwatched: VecDeque::new(),
             timer_due: None,
@@ -329,6 +337,7 @@ impl Client {
     }
 
     fn push(&mut self, event: Event) {
+        let Some(event) = self.take_symbolized(event) else { return };
         if !self.dispatching && self.events.is_empty() {
             self.reactor.wake();
         }

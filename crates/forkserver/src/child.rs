@@ -14,13 +14,13 @@ use nestbox_protocol::Step;
 use nestbox_sys::process::{install_filter, prctl, unshare};
 use nestbox_sys::{Errno, process};
 
-use crate::capabilities;
 use crate::fault::{At, Fault};
 use crate::initial::write_single_maps;
 use crate::launch::{Ids, Prepared, Program};
 use crate::listener;
 use crate::parked::{self, Orders, Parking};
 use crate::report::{self, Marks};
+use crate::{capabilities, crash};
 
 /// A system call that carries the cookie in its sixth argument, which none of the calls made so has. Needs `unsafe`.
 macro_rules! carry {
@@ -155,6 +155,10 @@ fn carry_out<'a>(child: &mut Child<'a>, launch: &'a Prepared<'a>) -> Result<Infa
     // In the nested user namespace: RLIMIT_NPROC set before it counts all of the caller's sandboxes together.
     set_limits(launch, cookie)?;
     change_directory(launch, cookie)?;
+    if launch.crash_report {
+        // Before the filter; so a parked child, which has it on, makes way for such a launch.
+        crash::trace_me().at(Step::TraceProgram, "ptrace", b"traceme")?;
+    }
     if child.sandboxed {
         install(child)?;
     }

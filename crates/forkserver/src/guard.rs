@@ -74,11 +74,11 @@ const fn jump_if_equal(k: u32, then: u8, otherwise: u8) -> libc::sock_filter {
     }
 }
 
-/// The compiled filter; `supervises`: of an init that answers for the sandboxee's.
-pub(crate) fn program(supervises: bool) -> Vec<u8> {
+/// The compiled filter, which allows `others` as well; `supervises`: of an init that answers for the sandboxee's.
+pub(crate) fn program(supervises: bool, others: &[libc::c_long]) -> Vec<u8> {
     let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
     let (more, requests) = if supervises { (SUPERVISING, &REQUESTS[..]) } else { (&[][..], &[][..]) };
-    let numbers: Vec<libc::c_long> = [ALLOWED, more].concat();
+    let numbers: Vec<libc::c_long> = [ALLOWED, more, others].concat();
     // ioctl(2) itself and the requests, behind the numbers.
     let tail = if requests.is_empty() { 0 } else { requests.len() as u8 + 2 };
     let count = numbers.len() as u8 + tail;
@@ -112,7 +112,7 @@ mod tests {
 
     /// Runs `body` under the filter in a child; returns its wait status.
     fn under_guard(supervises: bool, body: fn() -> !) -> i32 {
-        let program = program(supervises);
+        let program = program(supervises, &[]);
         // SAFETY: the child only makes raw system calls.
         let pid = unsafe { process::fork_with(0) }.expect("fork");
         let Some(pid) = pid else {

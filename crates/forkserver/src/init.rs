@@ -6,8 +6,8 @@
 //! handlers, no stdio, no fd of the host but its socket. Runs in the process that [`crate::template`] or
 //! [`crate::request`] cloned.
 
-use std::ffi::{CString, c_void};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ffi::{CStr, c_void};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use nestbox_protocol::{Answer, LaunchControl, LimitKind, Network, Step, frame, launch_control};
 use nestbox_sys::mount::{RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_at};
@@ -18,7 +18,9 @@ use prost::Message;
 use crate::boot::CONTROL_FD;
 use crate::capabilities::{self, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE};
 use crate::child::{self, Child, Outcome, Task};
+use crate::crash::{self, Tracer};
 use crate::fault::{At, Fault};
+use crate::guard;
 use crate::launch::Prepared;
 use crate::listener::Handover;
 use crate::nest::{self, NestMounts};
@@ -99,7 +101,7 @@ pub(crate) fn run(nest: &Nest<'_>, socket: RawFd, mut marks: Marks) -> ! {
         Err(fault) => {
             if nest.pid_namespace {
                 // A launch child that failed is dead; a program that runs must not without init.
-                kill_all(nest, 0, &mut None);
+                kill_all(nest, 0, &mut None, None);
             }
             report::launch_failed(socket, &fault);
             crate::exit(1)
@@ -120,6 +122,8 @@ struct Running<'a> {
     capable: bool,
     /// Deals with the calls that the filter stops.
     supervisor: Option<Box<Supervisor>>,
+    /// It is to be seen crash.
+    tracer: Option<Tracer>,
 }
 
 /// From the fresh namespaces to the running program; `None` if it was a warm nest's that nobody needs.
@@ -142,7 +146,7 @@ fn start<'a>(
     let mut parked = nest.park.is_some();
     if matches!(child.outcome, Outcome::MadeWay) {
         // Its pid is the next one's: who looks for the program finds it where it always is.
-        reap(true, 0, &mut None);
+        reap(true, 0, &mut None, None);
         let Some(launch) = receive_launch(nest, socket, marks)? else { return Ok(None) };
         nest::add(launch, marks)?;
         child = start_child(nest, Task::Launch(launch), Some(SANDBOXEE), marks)?;
@@ -163,8 +167,9 @@ fn start<'a>(
     let proc = nest.pid_namespace.then_some(PROC_FD);
     let supervise = |listener| Box::new(Supervisor::new(listener, launch.supervision, proc, nest.reads));
     let supervisor = listener.map(supervise);
+    let tracer = if launch.crash_report { Tracer::attach(pid)? } else { None };
     let capable = nest.guard.is_some();
-    Ok(Some(Running { launch, pid, exec_ns, signals, unreported, capable, supervisor }))
+    Ok(Some(Running { launch, pid, exec_ns, signals, unreported, capable, supervisor, tracer }))
 }
 
 /// A launch child that executed or gave up.
@@ -283,14 +288,16 @@ fn settle(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &mut Running<'_>) ->
     report_start(nest, socket, running);
     give_up_capabilities(running)?;
     let Some(program) = nest.guard else { return Ok(()) };
-    process::install_filter(program).at(Step::GuardInit, "seccomp", b"init")
+    let tracing = running.tracer.is_some().then(|| guard::program(nest.listens, crash::CALLS));
+    process::install_filter(tracing.as_deref().unwrap_or(program)).at(Step::GuardInit, "seccomp", b"init")
 }
 
-/// All but those to kill, to read outputs as the sandboxee and, of one with another id, what its stopped calls point to. A supervisor of a launch without namespaces has none to give
+/// All but those to kill, to read outputs as the sandboxee and, of one with another id, what its stopped calls point to, or
+/// what is traced. A supervisor of a launch without namespaces has none to give
 /// up.
 fn give_up_capabilities(running: &mut Running<'_>) -> Result<(), Fault<'static>> {
     if std::mem::take(&mut running.capable) {
-        let reads = running.supervisor.is_some() && running.launch.ids.privileged;
+        let reads = running.supervisor.is_some() && running.launch.ids.privileged || running.tracer.is_some();
         let keep = CAP_KILL | CAP_SETUID | CAP_SETGID | if reads { CAP_SYS_PTRACE } else { 0 };
         capabilities::keep_only(keep).at(Step::GuardInit, "capset", b"")?;
     }
@@ -298,20 +305,23 @@ fn give_up_capabilities(running: &mut Running<'_>) -> Result<(), Fault<'static>>
 }
 
 /// The proc that was needed for the id maps shows the template's other nests; from now on it is the nest's own, if CPU
-/// time has to be summed or threads told from processes, or none. What else a policy shows at its place is the program's to
-/// write: a pipe there would hold init up.
+/// time has to be summed, threads told from processes or a crash to be seen, or none. Where the nest has none, a crash is seen through the program's own
+/// directory of the template's. What else a policy shows at its place is the program's to write: a pipe there would hold
+/// init up.
 fn own_proc(nest: &Nest<'_>, launch: &Prepared<'_>) -> Result<(), Errno> {
-    if nest.pid_namespace
-        && (launch.cpu_us.is_some() || nest.listens)
-        && let Ok(proc) = open_at(libc::AT_FDCWD, c"proc", libc::O_RDONLY | libc::O_DIRECTORY, 0, 0)
-        && is_proc(proc.as_fd())?
-    {
-        // SAFETY: numbers only.
-        let moved =
-            unsafe { nestbox_sys::syscall!(libc::SYS_dup3, proc.as_raw_fd(), PROC_FD, libc::O_CLOEXEC) };
-        return moved.map(drop);
-    }
-    process::close_range(PROC_FD as u32, PROC_FD as u32, 0)
+    let wanted = nest.pid_namespace && (launch.cpu_us.is_some() || nest.listens || launch.crash_report);
+    let directory = libc::O_RDONLY | libc::O_DIRECTORY;
+    let own = || {
+        open_at(libc::AT_FDCWD, c"proc", directory, 0, 0)
+            .ok()
+            .filter(|proc| is_proc(proc.as_fd()) == Ok(true))
+    };
+    let program = || if launch.crash_report { crash::only_child(PROC_FD) } else { None };
+    let Some(proc) = wanted.then(|| own().or_else(program)).flatten() else {
+        return process::close_range(PROC_FD as u32, PROC_FD as u32, 0);
+    };
+    // SAFETY: numbers only.
+    unsafe { nestbox_sys::syscall!(libc::SYS_dup3, proc.as_raw_fd(), PROC_FD, libc::O_CLOEXEC) }.map(drop)
 }
 
 /// Waits for the program, the host and the clock.
@@ -323,19 +333,20 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, 
     let wall_end = launch.wall_ns.map(|limit| running.exec_ns.saturating_add(limit));
     let mut cpu_look = launch.cpu_us.map(|_| running.exec_ns + CPU_LOOK_MIN);
     let verdict = loop {
-        let until = [settle_at, wall_end, cpu_look].into_iter().flatten().min();
+        let busy = running.tracer.as_ref().is_some_and(Tracer::is_busy);
+        let until = [settle_at, wall_end, cpu_look, busy.then_some(0)].into_iter().flatten().min();
         let Ready { message, child, room, call } = wait(socket, &running, until);
         if (room || call != 0) && deal(nest, socket, &mut running, room, call) == Finding::Violation {
             break Verdict { violated: true, ..Verdict::default() };
         }
-        if child {
+        if child || busy {
             if next_signal(running.signals.as_fd()) == Some(PARENT_DIED) {
-                kill_all(nest, running.pid, &mut ended);
+                kill_all(nest, running.pid, &mut ended, running.tracer.as_mut());
                 crate::exit(0);
             }
             // While it can still be named: a reaped process has no pid.
             report_start(nest, socket, &mut running);
-            reap(false, running.pid, &mut ended);
+            reap(false, running.pid, &mut ended, running.tracer.as_mut());
             if ended.is_some() {
                 break Verdict::default();
             }
@@ -360,7 +371,7 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, 
                     }
                 }
                 Control::HostGone => {
-                    kill_all(nest, running.pid, &mut ended);
+                    kill_all(nest, running.pid, &mut ended, running.tracer.as_mut());
                     crate::exit(0);
                 }
             }
@@ -369,7 +380,7 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, 
         if settle_at.take_if(|at| now >= *at).is_some()
             && let Err(fault) = settle(nest, socket, &mut running)
         {
-            kill_all(nest, running.pid, &mut ended);
+            kill_all(nest, running.pid, &mut ended, running.tracer.as_mut());
             report::launch_failed(socket, &fault);
             crate::exit(1);
         }
@@ -499,8 +510,10 @@ fn receive(socket: BorrowedFd<'_>, fds: &mut Vec<OwnedFd>) -> Control {
 }
 
 /// Reaps what has ended (or, if `block`, everybody), noting how `main` ended. True if nobody is left.
-fn reap(block: bool, main: i32, ended: &mut Option<Ended>) -> bool {
-    let options = libc::WEXITED | libc::__WALL | if block { 0 } else { libc::WNOHANG };
+fn reap(block: bool, main: i32, ended: &mut Option<Ended>, mut tracer: Option<&mut Tracer>) -> bool {
+    let stops = if tracer.is_some() { libc::WSTOPPED } else { 0 };
+    let options = libc::WEXITED | libc::__WALL | stops | if block { 0 } else { libc::WNOHANG };
+    let mut quota = tracer.as_deref_mut().map_or(0, Tracer::quota);
     loop {
         // SAFETY: all-zero is a valid siginfo.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
@@ -517,23 +530,37 @@ fn reap(block: bool, main: i32, ended: &mut Option<Ended>) -> bool {
         if pid == 0 {
             return false;
         }
+        // SAFETY: as above.
+        let status = unsafe { info.si_status() };
+        if let Some(tracer) = tracer.as_deref_mut()
+            && matches!(info.si_code, libc::CLD_TRAPPED | libc::CLD_STOPPED)
+        {
+            tracer.stopped(pid, PROC_FD, status);
+            quota = quota.saturating_sub(1);
+            if quota == 0 && !block {
+                tracer.interrupted();
+                return false;
+            }
+            continue;
+        }
         if pid == main {
-            // SAFETY: as above.
-            let status = unsafe { info.si_status() };
             *ended = Some(Ended { signaled: info.si_code != libc::CLD_EXITED, status });
         }
     }
 }
 
 /// Ends everything: kill, reap, until nobody is left.
-fn kill_all(nest: &Nest<'_>, main: i32, ended: &mut Option<Ended>) {
+fn kill_all(nest: &Nest<'_>, main: i32, ended: &mut Option<Ended>, mut tracer: Option<&mut Tracer>) {
+    if let Some(tracer) = tracer.as_deref_mut() {
+        tracer.give_up();
+    }
     // Most programs leave nobody: then there is no child to wait for, and so nobody to kill.
-    while !reap(false, main, ended) {
+    while !reap(false, main, ended, tracer.as_deref_mut()) {
         if nest.pid_namespace {
             // All but init itself; a process forked meanwhile has a killed parent and is reaped here: kill(2).
             // SAFETY: numbers only; in a pid namespace of ours -1 means nobody else's processes.
             let _ = unsafe { nestbox_sys::syscall!(libc::SYS_kill, -1_i32, libc::SIGKILL) };
-            reap(true, main, ended);
+            reap(true, main, ended, tracer);
             return;
         }
         kill_children();
@@ -565,14 +592,19 @@ fn finish(
     mut ended: Option<Ended>,
     marks: &Marks,
 ) -> ! {
-    kill_all(nest, running.pid, &mut ended);
+    if let (true, Some(tracer)) = (verdict.violated, &mut running.tracer) {
+        tracer.condemn(running.supervisor.as_ref().map_or(0, |supervisor| supervisor.caller));
+    }
+    kill_all(nest, running.pid, &mut ended, running.tracer.as_mut());
     let ended_ns = monotonic_ns();
     let ended = ended.unwrap_or(Ended { signaled: true, status: libc::SIGKILL });
     let mut outputs = Outputs::new();
-    if !running.launch.outputs.is_empty() {
+    let by_itself = verdict.limit == LimitKind::None && !verdict.killed_by_host;
+    let crash = running.tracer.take().filter(|tracer| by_itself && tracer.has_captured());
+    if !running.launch.outputs.is_empty() || crash.is_some() {
         // Opened with the sandboxee's rights and no more. Where that fails, nothing is opened.
         match give_up_capabilities(&mut running) {
-            Ok(()) => outputs.open(running.launch),
+            Ok(()) => outputs.open(running.launch, crash),
             Err(fault) => outputs.errnos.fill(fault.errno as i32),
         }
     }
@@ -607,6 +639,7 @@ fn finish(
             violated: verdict.violated,
             violation,
             learned,
+            crash_fds: outputs.of_crash,
         },
     );
     crate::exit(0)
@@ -685,37 +718,43 @@ fn ticks_of(proc: BorrowedFd<'_>, pid: &[u8]) -> u64 {
         .sum()
 }
 
-/// The output files, opened.
+/// The output files, opened, and what was captured of a crash.
 struct Outputs {
     errnos: [i32; OUTPUTS_MAX],
-    fds: [RawFd; OUTPUTS_MAX],
+    fds: [RawFd; OUTPUTS_MAX + 1 + crash::MODULES],
     count: usize,
+    of_crash: usize,
 }
 
 impl Outputs {
     const fn new() -> Self {
-        Self { errnos: [0; OUTPUTS_MAX], fds: [-1; OUTPUTS_MAX], count: 0 }
+        let fds = [-1; OUTPUTS_MAX + 1 + crash::MODULES];
+        Self { errnos: [0; OUTPUTS_MAX], fds, count: 0, of_crash: 0 }
     }
 
     /// Opens each, as the sandboxee could have: with its file-system ids, following no symlink, waiting for no FIFO.
-    fn open(&mut self, launch: &Prepared<'_>) {
+    fn open(&mut self, launch: &Prepared<'_>, crash: Option<Tracer>) {
         if launch.ids.privileged {
             // SAFETY: numbers only. They answer the previous id; a failure shows as EACCES on the open.
             let _ = unsafe { nestbox_sys::syscall!(libc::SYS_setfsgid, launch.ids.outer_gid) };
             // SAFETY: as above.
             let _ = unsafe { nestbox_sys::syscall!(libc::SYS_setfsuid, launch.ids.outer_uid) };
         }
+        let (fds, count) = (&mut self.fds, &mut self.count);
+        let mut add = |fd: OwnedFd| {
+            // Open until this process ends, right after the report.
+            fds[*count] = fd.into_raw_fd();
+            *count += 1;
+        };
         for (path, errno) in launch.outputs.iter().zip(&mut self.errnos) {
             match open_output(path) {
-                Ok(fd) => {
-                    self.fds[self.count] = fd.as_raw_fd();
-                    self.count += 1;
-                    // Open until this process ends, right after the report.
-                    std::mem::forget(fd);
-                }
+                Ok(fd) => add(fd),
                 Err(error) => *errno = error as i32,
             }
         }
+        let of_crash = crash.map(|tracer| tracer.finish(open_output)).unwrap_or_default();
+        self.of_crash = of_crash.len();
+        of_crash.into_iter().for_each(add);
     }
 }
 
@@ -730,7 +769,7 @@ fn is_proc(file: BorrowedFd<'_>) -> Result<bool, Errno> {
 }
 
 /// Opens a regular file of the nest for reading. ELOOP: a symlink somewhere in the path; EMEDIUMTYPE: not a regular file.
-fn open_output(path: &CString) -> Result<OwnedFd, Errno> {
+fn open_output(path: &CStr) -> Result<OwnedFd, Errno> {
     let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
     let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
     let file = open_at(libc::AT_FDCWD, below_root(path), flags, 0, resolve)?;

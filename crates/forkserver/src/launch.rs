@@ -94,6 +94,8 @@ pub(crate) struct Prepared<'a> {
     pub(crate) report_init: bool,
     pub(crate) report_start: bool,
     pub(crate) supervision: Supervision,
+    /// Trace it, to see it crash.
+    pub(crate) crash_report: bool,
 }
 
 impl<'a> Prepared<'a> {
@@ -179,6 +181,7 @@ impl<'a> Prepared<'a> {
             report_init: request.report_init,
             report_start: request.report_start,
             supervision: request.supervision(),
+            crash_report: request.crash_report,
         })
     }
 

@@ -21,6 +21,7 @@ mod arguments;
 mod boot;
 mod capabilities;
 mod child;
+mod crash;
 mod doctor;
 mod fault;
 mod guard;

@@ -46,6 +46,8 @@ pub(crate) struct Supervisor {
     /// Which of them was not sent yet, for lack of room.
     unsent: Option<usize>,
     violation: Option<Record>,
+    /// The thread that made the call that was last decided on.
+    pub(crate) caller: i32,
     learned: Option<Learned>,
 }
 
@@ -70,6 +72,7 @@ impl Supervisor {
             asked: [None; ASKS_MAX],
             unsent: None,
             violation: None,
+            caller: 0,
             learned,
         };
         if mode == Supervision::Learn {
@@ -114,6 +117,7 @@ impl Supervisor {
             // A call that can't be looked at is not let through.
             Err(_) => return Finding::Violation,
         }
+        self.caller = call.pid as i32;
         match self.mode {
             Supervision::Report => {
                 self.violation = Some(self.record(&call, main, self.reads));
@@ -151,6 +155,7 @@ impl Supervisor {
         let slot = self.asked.iter_mut().find(|slot| slot.is_some_and(|call| call.id == answer.id));
         // Nothing that was asked: nothing to decide.
         let Some(call) = slot.and_then(Option::take) else { return Finding::Nothing };
+        self.caller = call.pid as i32;
         // What does not decode is a violation.
         match AnswerKind::try_from(answer.kind).unwrap_or(AnswerKind::Report) {
             AnswerKind::Allow => {

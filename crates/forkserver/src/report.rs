@@ -261,6 +261,8 @@ pub(crate) struct Ending<'a> {
     pub(crate) violation: Option<&'a [u8]>,
     /// An encoded `Learned`.
     pub(crate) learned: Option<&'a [u8]>,
+    /// How many of them are of a crash.
+    pub(crate) crash_fds: usize,
 }
 
 /// Everything of the launch is dead.
@@ -286,6 +288,7 @@ pub(crate) fn ended(socket: BorrowedFd<'_>, ending: &Ending<'_>) {
     body.packed(16, marks.times[..marks.count].iter().copied());
     body.packed(17, ending.output_errnos.iter().map(|&errno| i64::from(errno) as u64));
     body.number(18, u64::from(ending.violated));
+    body.number(21, ending.crash_fds as u64);
     // There is a violation or something learnt, never both: a launch that learns forbids nothing.
     let (field, last) = match (ending.violation, ending.learned) {
         (Some(violation), _) => (19, violation),
@@ -379,6 +382,7 @@ mod tests {
                 violated: false,
                 violation: None,
                 learned: None,
+                crash_fds: 3,
             },
         );
         let event: LaunchEvent = receive(theirs.as_fd());
@@ -387,7 +391,7 @@ mod tests {
         assert_eq!(ended.limit(), LimitKind::WallTime);
         assert_eq!((ended.status, ended.user_cpu_us, ended.exec_ns), (9, 7, u64::MAX));
         assert_eq!(ended.mark_ns.len(), MARKS_MAX);
-        assert_eq!(ended.output_errnos, errnos);
+        assert_eq!((&ended.output_errnos[..], ended.crash_fds), (&errnos[..], 3));
     }
 
     #[test]

@@ -228,7 +228,7 @@ fn nest<'a>(
     let mounts = nest_plan.prepare(&prepared)?;
     place_proc(&proc, fds)?;
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::SetNoNewPrivs, "prctl", b"")?;
-    let guard = guard::program(false);
+    let guard = guard::program(false, &[]);
     let nest = Nest {
         launch: &prepared,
         mounts: (request.clone_flags & NEWNS != 0).then_some(&mounts),

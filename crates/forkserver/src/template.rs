@@ -125,7 +125,7 @@ fn run<'a>(
         plan,
         nest,
         ids,
-        guard: guard::program(plan.filter_listens),
+        guard: guard::program(plan.filter_listens, &[]),
         reads: memory::may_read(&plan.filter),
         stack: launch::allocate_stack(),
     };

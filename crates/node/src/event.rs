@@ -3,7 +3,7 @@
 use napi::bindgen_prelude::{Buffer, ToNapiValue, TypeName};
 use napi::{Result, ValueType, sys};
 use napi_derive::napi;
-use nestbox_client::{Failure, Output};
+use nestbox_client::{Crash, Failure, Output};
 
 use crate::syscall::{NativeAsked, NativeLearned, NativeSystemCall};
 
@@ -102,6 +102,22 @@ impl From<Output> for NativeOutput {
     }
 }
 
+/// What became of the capture of a crash.
+#[napi(object, object_from_js = false)]
+#[derive(Debug)]
+pub struct NativeCrash {
+    /// Lines of JSON, each a report and better than the one before; from a sandbox.
+    #[napi(ts_type = "Buffer")]
+    pub report: Bytes,
+    pub problem: Option<String>,
+}
+
+impl From<Crash> for NativeCrash {
+    fn from(Crash { report, problem }: Crash) -> Self {
+        Self { report: Bytes(report), problem }
+    }
+}
+
 /// The result of a launch whose program ran.
 // Made by `crate::result`; this names its type.
 #[napi(object, object_from_js = false, object_to_js = false)]
@@ -149,6 +165,8 @@ pub struct NativeEnded {
     pub filter: String,
     /// The nest was made before its launch.
     pub warm: bool,
+    #[napi(ts_type = "NativeCrash | undefined")]
+    pub crash: Option<NativeCrash>,
 }
 
 /// What happened.

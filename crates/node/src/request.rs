@@ -38,6 +38,7 @@ pub(crate) const NUMBERS: usize = 9;
 const COMMS: u32 = 1;
 const CHECK_FDS: u32 = 2;
 const REPORT_START: u32 = 4;
+const CRASH_REPORT: u32 = 8;
 
 /// What few launches have.
 #[napi(object, object_to_js = false)]
@@ -216,7 +217,9 @@ impl<'a> NativeLaunch<'a> {
                 Some("learn") => Supervision::Learn,
                 _ => Supervision::Report,
             },
+            crash_report: has(CRASH_REPORT),
             warm: warm(numbers[WARM] as u32, (idle >= 0.0).then_some(idle)),
+            exec_fd: None,
         }
     }
 }

@@ -21,7 +21,7 @@
     ended: undefined,
   })
 
-  const ended = (stdout, stderr, outputs, skipped, violation, learned) => {
+  const ended = (stdout, stderr, outputs, skipped, violation, learned, crash) => {
     const own = []
     for (let index = 0; index < namespaces.length; index++) if (numbers[3] & (1 << index)) own.push(namespaces[index])
     const count = numbers[26]
@@ -65,6 +65,7 @@
       noNewPrivs: numbers[22] !== 0,
       filter: filters[numbers[23]],
       warm: numbers[24] !== 0,
+      crash: crash ?? undefined,
     }
     return { kind: 'ended', token: numbers[0], pid: undefined, failure: undefined, asked: undefined, ended: result }
   }

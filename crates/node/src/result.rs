@@ -11,7 +11,7 @@ use napi::bindgen_prelude::ToNapiValue;
 use napi::{Env, Result, check_status, sys};
 use nestbox_client::{Ended, Ending, Event, Failure, Limit, NAMESPACES, Step};
 
-use crate::event::{Bytes, NativeFailure, NativeOutput};
+use crate::event::{Bytes, NativeCrash, NativeFailure, NativeOutput};
 use crate::syscall::{NativeAsked, NativeLearned, NativeSystemCall, hexadecimal};
 
 /// The function's source.
@@ -189,6 +189,7 @@ impl ResultMaker {
             to_value(env, (!ended.skipped.is_empty()).then_some(ended.skipped))?,
             to_value(env, ended.violation.map(NativeSystemCall::from))?,
             to_value(env, ended.learned.map(NativeLearned::from))?,
+            to_value(env, ended.crash.map(NativeCrash::from))?,
         ];
         self.call(self.ended.get(), &arguments)
     }

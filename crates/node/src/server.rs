@@ -20,6 +20,9 @@ use crate::syscall::NativeAnswer;
 /// The fork server that `build.rs` embedded.
 pub(crate) static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/forkserver"));
 
+/// The symboliser, embedded the same way.
+static SYMBOLIZER: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/symbolizer"));
+
 /// How a fork server is started.
 #[napi(object, object_to_js = false)]
 #[derive(Debug)]
@@ -118,6 +121,7 @@ impl Server {
         let options = Options {
             forkserver_path: options.forkserver_path.map(PathBuf::from),
             image: IMAGE,
+            symbolizer: SYMBOLIZER,
             host_uid: options.host_uid,
             host_gid: options.host_gid,
             host_id_count: options.host_id_count.unwrap_or(defaults.host_id_count),

@@ -3,6 +3,7 @@
 //! The types are generated from `proto/` (the comments there are the reference); [`frame`] says how a message becomes
 //! one packet of a `SOCK_SEQPACKET` socket. Pure data: nothing here does I/O. Used by every other crate.
 
+pub mod crash;
 pub mod frame;
 mod step;
 

@@ -15,10 +15,11 @@ use crate::capture::Stream;
 use crate::channel::PassedFd;
 use crate::failure::{Code, Failure};
 use crate::hints;
-use crate::launch::{Event, Launch, NetworkNeed, Pending, Route, Stage};
+use crate::launch::{Event, Launch, Launched, NetworkNeed, Pending, Route, Stage};
 use crate::networks::Shared;
 use crate::outputs::{self, Job, Output, Progress, Reader};
 use crate::reactor::{Interest, Key, Kind};
+use crate::symbolizer::{self, Crash};
 use crate::templates::{self, Template};
 
 use super::{Client, Initial, gone, spawn_failure};
@@ -281,8 +282,11 @@ impl Client {
     }
 
     /// Init's last word.
-    pub(super) fn ended(&mut self, token: u64, message: protocol::Ended, fds: Vec<OwnedFd>) {
+    pub(super) fn ended(&mut self, token: u64, message: protocol::Ended, mut fds: Vec<OwnedFd>) {
         let Some(launch) = self.launches.get_mut(&token) else { return };
+        if launch.crash_report && message.crash_fds as usize <= fds.len() {
+            launch.captured = fds.split_off(fds.len() - message.crash_fds as usize);
+        }
         // Nobody is left to write: what is in the pipes now is all.
         if let Some(capture) = &mut launch.capture {
             for stream in [Stream::Stdout, Stream::Stderr] {
@@ -349,9 +353,64 @@ impl Client {
 
     pub(super) fn finish(&mut self, token: u64, message: &protocol::Ended, outputs: Vec<Output>) {
         let Some(mut launch) = self.launches.remove(&token) else { return };
+        let captured = std::mem::take(&mut launch.captured);
+        if !captured.is_empty() {
+            let outputs = outputs.into_iter().map(Some).collect();
+            launch.stage = Stage::Reading { message: Box::new(message.clone()), outputs };
+            self.launches.insert(token, launch);
+            self.symbolize(token, &captured);
+            return;
+        }
         let ended = Box::new(launch.conclude(message, outputs));
         self.push(Event::Ended { token, ended });
         self.release(launch);
+    }
+}
+
+impl Client {
+    /// Has a crash made sense of, in a sandbox.
+    fn symbolize(&mut self, token: u64, captured: &[OwnedFd]) {
+        let launched = symbolizer::policy().and_then(|policy| {
+            let program = symbolizer::program(&self.symbolizer)?;
+            self.launch(symbolizer::request(&policy, &program, captured))
+        });
+        match launched {
+            Ok(Launched { token: reader, .. }) => {
+                // None of the caller's.
+                self.launched -= 1;
+                self.symbolizing.insert(reader, token);
+            }
+            Err(failure) => self.symbolized(token, symbolizer::failed(&failure)),
+        }
+    }
+
+    /// Takes what is said of a launch of [`Client::symbolize`]; gives back what is said of others.
+    pub(super) fn take_symbolized(&mut self, event: Event) -> Option<Event> {
+        let (reader, crash) = match event {
+            Event::Ended { token, ended } if self.symbolizing.contains_key(&token) => {
+                (token, symbolizer::conclude(*ended))
+            }
+            Event::Failed { token, failure } | Event::Lost { token, failure }
+                if self.symbolizing.contains_key(&token) =>
+            {
+                (token, symbolizer::failed(&failure))
+            }
+            Event::Started { token, .. } if self.symbolizing.contains_key(&token) => return None,
+            other => return Some(other),
+        };
+        if let Some(token) = self.symbolizing.remove(&reader) {
+            self.symbolized(token, crash);
+        }
+        None
+    }
+
+    /// The last thing that the result waited for.
+    fn symbolized(&mut self, token: u64, crash: Crash) {
+        let Some(launch) = self.launches.get_mut(&token) else { return };
+        launch.crash = Some(crash);
+        if let Stage::Reading { message, outputs } = std::mem::replace(&mut launch.stage, Stage::Sent) {
+            self.finish(token, &message, outputs.into_iter().flatten().collect());
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::launch::{Event, Launch, Stage, killed_message};
 use crate::networks::{Keeper, Outcome};
 use crate::outputs::{self, Reader};
 use crate::reactor::{Interest, Key, Kind, Readiness};
-use crate::templates;
+use crate::{symbolizer, templates};
 
 use super::progress::send_signal;
 use super::{Client, Initial, Preparation, State, gone, malformed, spawn_failure};
@@ -379,7 +379,8 @@ impl Client {
         let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
         let in_pid_namespace = launch.pid_from_sender;
         let sender = incoming.credentials.map_or(0, |who: Credentials| who.pid);
-        let (event, fds) = incoming.read::<LaunchEvent>(launch.outputs.len())?;
+        let of_crash = if launch.crash_report { symbolizer::FDS } else { 0 };
+        let (event, fds) = incoming.read::<LaunchEvent>(launch.outputs.len() + of_crash)?;
         match event.kind {
             // Zygotes are programs of users: nobody is told anything twice.
             Some(launch_event::Kind::Placed(_)) if launch.init_pid != 0 || launch.started => {

@@ -64,7 +64,10 @@ impl Client {
             policy::launch_binds(resolved, &request.binds, self.ids.one_each()).map_err(hints::advise)?;
         policy::check_files(resolved, &request.files)?;
         let owner = self.ids.privileged().then_some((ids.uid, ids.gid));
-        let wired = stdio::wire(&request.fds, owner).map_err(hints::advise)?;
+        let mut wired = stdio::wire(&request.fds, owner).map_err(hints::advise)?;
+        if let Some(fd) = request.exec_fd {
+            wired.pass(protocol::FdRole::Exec, 0, PassedFd::Lent(fd));
+        }
         let template = self.template_for(resolved)?;
         let limits = tighten(&resolved.limits, &request.limits);
         let draft = Draft {
@@ -74,6 +77,7 @@ impl Client {
             network: NetworkNeed::of_plan(&resolved.plan),
             isolation: Isolation::of_plan(&resolved.plan, resolved.syscalls),
             resolved: Some(Arc::clone(resolved)),
+            crash_report: request.crash_report,
             pid_from_sender: true,
             ..Draft::new(Route::Template(template))
         };
@@ -125,6 +129,7 @@ impl Client {
             report_start: request.report_start,
             supervision: protocol::Supervision::from(request.supervision).into(),
             park: false,
+            crash_report: draft.crash_report,
         };
         let template = match &draft.route {
             Route::Template(id) => Some(*id),
@@ -156,6 +161,9 @@ impl Client {
             init_pid: 0,
             started: false,
             warm: false,
+            crash_report: draft.crash_report,
+            captured: Vec::new(),
+            crash: None,
             submitted_ns: draft.submitted_ns,
             overflowed: false,
             killed: false,
@@ -267,6 +275,7 @@ impl Client {
 }
 
 /// What a launch is beside its request.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct Draft {
     pub(crate) route: Route,
     pub(crate) limits: protocol::Limits,
@@ -277,6 +286,7 @@ pub(crate) struct Draft {
     pub(crate) isolation: Isolation,
     pub(crate) resolved: Option<Arc<Resolved>>,
     pub(crate) report_init: bool,
+    pub(crate) crash_report: bool,
     /// The program's pid is its own packet's, not the one that it says.
     pub(crate) pid_from_sender: bool,
     pub(crate) submitted_ns: u64,
@@ -294,6 +304,7 @@ impl Draft {
             isolation: Isolation::NONE,
             resolved: None,
             report_init: false,
+            crash_report: false,
             pid_from_sender: false,
             submitted_ns: process::monotonic_ns(),
         }

@@ -24,6 +24,7 @@ use crate::policy::PolicyHandle;
 use crate::policy::tests::handle;
 use crate::spawner::ServerProcess;
 use crate::stdio::{Fds, Stdio};
+use crate::symbolizer::Crash;
 
 /// How the played server misbehaves, and what it has seen.
 #[derive(Default)]
@@ -46,6 +47,8 @@ struct Script {
     /// So many mounters and keepers die at their first request.
     mounters_die: AtomicUsize,
     keepers_die: AtomicUsize,
+    /// So many symbolisers crash themselves.
+    symbolizers_die: AtomicUsize,
     /// Before the template's answer.
     delay: Mutex<Duration>,
     /// Roles of the fds of the last launch.
@@ -182,7 +185,14 @@ impl Script {
             ended.killed_by_host = true;
         }
         ended.output_errnos = launch.outputs.iter().map(|_| libc::ENOENT).collect();
-        say(&socket, &event(launch_event::Kind::Ended(ended)), &[]);
+        let mut captured = Vec::new();
+        if launch.crash_report {
+            (ended.crash_fds, captured) = (2, vec![file(), file()]);
+        }
+        if launch.fds.iter().any(|fd| fd.role() == FdRole::Exec) && count_down(&self.symbolizers_die) {
+            (ended.ending, ended.status) = (protocol::Ending::Signaled.into(), libc::SIGBUS);
+        }
+        say(&socket, &event(launch_event::Kind::Ended(ended)), &captured);
     }
 }
 
@@ -276,6 +286,44 @@ fn a_launch_without_a_sandbox() {
     let Event::Ended { ended, .. } = play.end_of(token) else { panic!("{:?}", play.events) };
     assert_eq!((ended.ending, ended.pid, ended.stdout.as_deref()), (Ending::Exited(3), 7, Some(&b"out"[..])));
     assert_eq!(play.script.initials.load(Ordering::SeqCst), 0, "it needs no namespaces");
+}
+
+#[test]
+fn a_crash_is_made_sense_of_in_a_launch_of_its_own() {
+    let _alone = alone();
+    let script = Script { symbolizers_die: AtomicUsize::new(1), ..Script::default() };
+    let mut play = Play::start(script, &Options { symbolizer: b"image", ..Options::default() });
+    let policy = handle(&[]);
+    for (wanted, problem) in [
+        (true, Some("the symboliser was killed by signal 7")),
+        (true, Some("the symboliser failed with exit code 3")),
+        (false, None),
+    ] {
+        let asked = LaunchRequest { crash_report: wanted, ..request(Some(&policy)) };
+        let token = play.client.launch(asked).expect("taken").token;
+        play.until_idle();
+        let Event::Ended { ended, .. } = play.end_of(token) else { panic!("{:?}", play.events) };
+        assert_eq!(ended.ending, Ending::Exited(3), "the program's, not the symboliser's");
+        let crash = problem.map(|problem| Crash { report: b"out".to_vec(), problem: Some(problem.into()) });
+        assert_eq!(ended.crash, crash);
+    }
+    let started = play.events.iter().filter(|event| matches!(event, Event::Started { .. })).count();
+    let ended = play.events.iter().filter(|event| matches!(event, Event::Ended { .. })).count();
+    assert_eq!((started, ended), (3, 3), "nothing is said of the symbolisers");
+    assert_eq!((play.client.stats().launched, play.client.stats().running), (3, 0));
+}
+
+#[test]
+fn without_a_symboliser_the_report_says_so() {
+    let _alone = alone();
+    let mut play = Play::start(Script::default(), &Options::default());
+    let policy = handle(&[]);
+    let asked = LaunchRequest { crash_report: true, ..request(Some(&policy)) };
+    let token = play.client.launch(asked).expect("taken").token;
+    play.until_idle();
+    let Event::Ended { ended, .. } = play.end_of(token) else { panic!("{:?}", play.events) };
+    let problem = ended.crash.as_ref().and_then(|crash| crash.problem.clone()).expect("a problem");
+    assert!(problem.contains("no symboliser in it"), "{problem}");
 }
 
 #[test]

@@ -220,7 +220,8 @@ impl Client {
         if there == 0 || own_disk || own_ids || message.report_init {
             return Ok(Some(message));
         }
-        let needs_init = !message.binds.is_empty() || !message.files.is_empty();
+        // Who parks has its filter on, and may not ask to be traced any more.
+        let needs_init = !message.binds.is_empty() || !message.files.is_empty() || message.crash_report;
         let control = LaunchControl { kind: Some(launch_control::Kind::Launch(message)) };
         let unpark = needs_init || control.encoded_len() > frame::PARKED_MAX - frame::HEADER;
         let passed = fds.len();
