@@ -112,18 +112,18 @@ export interface NativeCheck {
   skipped?: string
 }
 
-/** What was found. */
-export interface NativeDiagnosis {
-  checks: Array<NativeCheck>
-  blockers: Array<NativeBlocker>
-  settings: Array<NativeSetting>
-}
-
 /** What became of the capture of a crash. */
 export interface NativeCrash {
   /** Lines of JSON, each a report and better than the one before; from a sandbox. */
   report: Buffer
   problem?: string
+}
+
+/** What was found. */
+export interface NativeDiagnosis {
+  checks: Array<NativeCheck>
+  blockers: Array<NativeBlocker>
+  settings: Array<NativeSetting>
 }
 
 /** The result of a launch whose program ran. */

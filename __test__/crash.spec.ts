@@ -148,7 +148,7 @@ test('the main thread may be gone', async (t) => {
 for (const action of ['kill', 'report'] as const) {
   test(`a call that the filter answers with ${action} shows where it was made`, async (t) => {
     const threads = ['clone', 'clone3', 'mmap', 'munmap', 'mprotect', 'madvise', 'prctl', 'pause', 'futex', 'write']
-    const signals = ['rt_sigprocmask', 'rt_sigaction', 'nanosleep', 'clock_nanosleep', 'rseq', 'set_robust_list']
+    const signals = ['rt_sigprocmask', 'rt_sigaction', 'nanosleep', 'clock_nanosleep', 'rseq', 'exit_group']
     const startup = syscallFilter().allowStaticStartup().allowSystemMalloc()
     const filter = startup.allow(...threads, ...signals).otherwise(action)
     const from = await sandbox(t, build(t, '-static').syscalls(filter))

@@ -147,6 +147,10 @@ fn wait_for_launch<'a>(child: &mut Child<'a>, parking: Parking) -> Result<&'a Pr
 /// is made carries the cookie.
 fn carry_out<'a>(child: &mut Child<'a>, launch: &'a Prepared<'a>) -> Result<Infallible, Fault<'a>> {
     let cookie = child.cookie;
+    if launch.crash_report {
+        // Before the filter; so a parked child, which has it on, makes way for such a launch.
+        crash::trace_me().at(Step::TraceProgram, "ptrace", b"traceme")?;
+    }
     if child.handover.is_some() {
         // While the way to init is still open.
         install(child)?;
@@ -155,10 +159,6 @@ fn carry_out<'a>(child: &mut Child<'a>, launch: &'a Prepared<'a>) -> Result<Infa
     // In the nested user namespace: RLIMIT_NPROC set before it counts all of the caller's sandboxes together.
     set_limits(launch, cookie)?;
     change_directory(launch, cookie)?;
-    if launch.crash_report {
-        // Before the filter; so a parked child, which has it on, makes way for such a launch.
-        crash::trace_me().at(Step::TraceProgram, "ptrace", b"traceme")?;
-    }
     if child.sandboxed {
         install(child)?;
     }
