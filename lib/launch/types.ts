@@ -170,7 +170,8 @@ export interface LaunchOptions {
    *
    * It is traced for that, which makes its signals slower and keeps it from tracing its own threads. A crash itself then takes
    * as long as it takes to read the debug information: some tens of milliseconds, 5 seconds at most. Of a warm nest all but
-   * the process itself is used. Without a fresh proc (`proc('none')`) threads have no names.
+   * the process itself is used. Without a fresh proc (`proc('none')`) threads have no names; where
+   * the filter allows userfaultfd(2), as `'unfiltered'` does, no stack is read.
    *
    * @defaultValue the sandbox's: `SandboxOptions.crashReport`
    */

@@ -89,6 +89,8 @@ pub(crate) struct Tracer {
     main: i32,
     /// Its end is to be captured.
     wanted: bool,
+    /// Its memory may be read: see [`crate::memory`].
+    reads: bool,
     /// Init kills it because of what this thread did; that is to be captured as well.
     culprit: Option<i32>,
     /// There may be more stops.
@@ -109,17 +111,18 @@ pub(crate) struct Tracer {
 impl Tracer {
     /// Takes over the program that has just been executed, which asked to be traced. `None`: it is dead already. If that
     /// fails, it is killed.
-    pub(crate) fn attach(pid: i32) -> Result<Option<Self>, Fault<'static>> {
-        seize(pid).map(|alive| alive.then(|| Self::new(pid))).inspect_err(|_| {
+    pub(crate) fn attach(pid: i32, reads: bool) -> Result<Option<Self>, Fault<'static>> {
+        seize(pid).map(|alive| alive.then(|| Self::new(pid, reads))).inspect_err(|_| {
             // SAFETY: numbers only; it has not been reaped.
             let _ = unsafe { nestbox_sys::syscall!(libc::SYS_kill, pid, libc::SIGKILL) };
         })
     }
 
-    fn new(main: i32) -> Self {
+    fn new(main: i32, reads: bool) -> Self {
         Self {
             main,
             wanted: true,
+            reads,
             culprit: None,
             busy: false,
             signal: (0, 0),
@@ -131,6 +134,11 @@ impl Tracer {
             mapped: 0,
             chunk: vec![0; CHUNK],
         }
+    }
+
+    /// Its memory may not be read any more.
+    pub(crate) fn leave_memory(&mut self) {
+        self.reads = false;
     }
 
     /// It is about to be killed for a violation that `tid` has committed.
@@ -258,6 +266,10 @@ impl Tracer {
 
     /// Copies the pages from the stack pointer's up to the first that can't be read.
     fn copy_stack(&mut self, tid: i32, pointer: u64) -> Result<(), Errno> {
+        if !self.reads {
+            self.truncated |= crash::TRUNCATED_STACKS;
+            return Ok(());
+        }
         let mut address = pointer as usize & !(PAGE - 1);
         let (mut searched, mut copied) = (0, 0);
         let mut chunk = std::mem::take(&mut self.chunk);

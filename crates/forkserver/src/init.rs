@@ -167,7 +167,7 @@ fn start<'a>(
     let proc = nest.pid_namespace.then_some(PROC_FD);
     let supervise = |listener| Box::new(Supervisor::new(listener, launch.supervision, proc, nest.reads));
     let supervisor = listener.map(supervise);
-    let tracer = if launch.crash_report { Tracer::attach(pid)? } else { None };
+    let tracer = if launch.crash_report { Tracer::attach(pid, nest.reads)? } else { None };
     let capable = nest.guard.is_some();
     Ok(Some(Running { launch, pid, exec_ns, signals, unreported, capable, supervisor, tracer }))
 }
@@ -366,7 +366,13 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, 
                     let decided = |supervisor: &mut Supervisor| {
                         supervisor.answer(answer, fd.as_ref().map(AsFd::as_fd), pid)
                     };
-                    if running.supervisor.as_deref_mut().map(decided) == Some(Finding::Violation) {
+                    let finding = running.supervisor.as_deref_mut().map(decided);
+                    if let (Some(supervisor), Some(tracer)) = (&running.supervisor, &mut running.tracer)
+                        && !supervisor.reads
+                    {
+                        tracer.leave_memory();
+                    }
+                    if finding == Some(Finding::Violation) {
                         break Verdict { violated: true, ..Verdict::default() };
                     }
                 }

@@ -41,7 +41,7 @@ pub(crate) struct Supervisor {
     /// A proc of the nest's pid namespace, if there is one.
     proc: Option<RawFd>,
     /// Memory of the nest may be read: see [`crate::memory`].
-    reads: bool,
+    pub(crate) reads: bool,
     asked: [Option<libc::seccomp_notif>; ASKS_MAX],
     /// Which of them was not sent yet, for lack of room.
     unsent: Option<usize>,
