@@ -29,7 +29,7 @@ const SELF = `
   echo $$ $PPID; id -u; id -g; hostname; pwd; umask; ulimit -n; ulimit -p; echo "$GIVEN"
   grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|SigBlk|SigIgn|SigCgt)' /proc/self/status
   cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; cut -d' ' -f 4-6 /proc/self/mountinfo
-  ls /proc/self/fd; ls -A /tmp /dev/shm; cat /proc/net/dev | cut -d: -f1; ls /proc | grep -E '^[0-9]+$'`
+  ls /proc/self/fd; ls -A /tmp /dev/shm; cat /proc/net/dev | cut -d: -f1; ls /proc | grep -E '^[12]$'`
 
 test('a warm launch sees what a cold one sees', async (t) => {
   const { sandbox } = await warmed(t)
