@@ -204,6 +204,13 @@ test('a file that is gone has addresses', async (t) => {
   t.deepEqual(new Set(symbols(frames)), new Set([undefined]))
 })
 
+test('where memory could stall who reads it, no stack is read', async (t) => {
+  const crash = await report(t, await sandbox(t, build(t).syscalls('unfiltered')), 'segfault')
+  t.is(crash.faultAddress, '0x1234')
+  t.deepEqual(symbols(crashed(crash)), ['writes_here'])
+  t.true(crash.truncated.stacks)
+})
+
 test('a storm of signals keeps nobody from the limit', async (t) => {
   const from = await sandbox(t, build(t))
   const began = performance.now()
