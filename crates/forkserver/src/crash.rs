@@ -15,6 +15,7 @@ use nestbox_sys::Errno;
 use nestbox_sys::mount::open_at;
 
 use crate::fault::{At, Fault};
+use crate::remains::{CHUNK, PAGE, executable, open_of, read_all, read_memory, unescape};
 
 /// Calls that tracing takes, beside those of every init.
 pub(crate) const CALLS: &[libc::c_long] = &[
@@ -32,9 +33,6 @@ const THREADS: usize = 64;
 /// How much of each stack, from the stack pointer up.
 const STACK: usize = 256 << 10;
 
-/// How much is read at once.
-const CHUNK: usize = 64 << 10;
-
 /// How far above a stack pointer that points to nothing (a stack that overflowed) the stack is looked for.
 const SEARCH: usize = 1 << 20;
 
@@ -46,8 +44,6 @@ pub(crate) const MODULES: usize = 48;
 
 /// How many stops are dealt with before init looks at the clock and the host again.
 const STOPS: usize = 64;
-
-const PAGE: usize = 4096;
 
 const PTRACE_TRACEME: libc::c_long = 0;
 const PTRACE_CONT: libc::c_long = 7;
@@ -407,124 +403,4 @@ fn write_all(file: BorrowedFd<'_>, mut content: &[u8]) -> Result<(), Errno> {
         content = &content[written..];
     }
     Ok(())
-}
-
-/// Reads `chunk.len()` bytes, or as many as there are before the first page that can't be read.
-fn read_memory(tid: i32, address: usize, chunk: &mut [u8]) -> usize {
-    let local = libc::iovec { iov_base: chunk.as_mut_ptr().cast(), iov_len: chunk.len() };
-    let remote = [(); CHUNK / PAGE];
-    let mut at = address;
-    // By pages: of an iovec that can't be read whole nothing is promised.
-    let remote = remote.map(|()| {
-        let page = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: PAGE };
-        at = at.wrapping_add(PAGE);
-        page
-    });
-    // SAFETY: the local iovec is ours; the remote ones are another process's to have or not.
-    let read = unsafe {
-        nestbox_sys::syscall!(
-            libc::SYS_process_vm_readv,
-            tid,
-            &raw const local,
-            1,
-            remote.as_ptr(),
-            remote.len(),
-            0
-        )
-    };
-    read.unwrap_or(0)
-}
-
-/// The directory, in the proc of an ancestor, of this process's only child.
-pub(crate) fn only_child(proc: RawFd) -> Option<OwnedFd> {
-    let list = open_at(proc, c"thread-self/children", libc::O_RDONLY, 0, 0).ok()?;
-    let mut number = [0_u8; 16];
-    let length = read_all(&list, &mut number).ok()?;
-    let end = number[..length].iter().position(|byte| !byte.is_ascii_digit())?;
-    number[end] = 0;
-    let path = CStr::from_bytes_until_nul(&number).ok().filter(|path| !path.is_empty())?;
-    open_at(proc, path, libc::O_RDONLY | libc::O_DIRECTORY, 0, 0).ok()
-}
-
-/// Opens a file of a thread in proc.
-fn open_of(proc: RawFd, tid: i32, name: &[u8]) -> Result<OwnedFd, Errno> {
-    let mut path = [0_u8; 32];
-    let mut digits = [0_u8; 10];
-    let mut rest = tid.unsigned_abs();
-    let mut first = digits.len();
-    while rest > 0 && first > 0 {
-        first -= 1;
-        digits[first] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    let number = &digits[first..];
-    path[..number.len()].copy_from_slice(number);
-    path[number.len()..number.len() + name.len()].copy_from_slice(name);
-    let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::ENAMETOOLONG)?;
-    open_at(proc, path, libc::O_RDONLY, 0, 0)
-}
-
-/// Reads a file, as much as there is room for.
-fn read_all(file: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Errno> {
-    let mut length = 0;
-    while length < buffer.len() {
-        let rest = &mut buffer[length..];
-        // SAFETY: a buffer of ours.
-        let read = unsafe {
-            nestbox_sys::syscall!(libc::SYS_read, file.as_raw_fd(), rest.as_mut_ptr(), rest.len())
-        }?;
-        if read == 0 {
-            break;
-        }
-        length += read;
-    }
-    Ok(length)
-}
-
-/// The path in a line of a memory map, as it stands there, if what is mapped is code of a file.
-fn executable(line: &[u8]) -> Option<&[u8]> {
-    let permissions = line.split(|&byte| byte == b' ').nth(1)?;
-    let path = &line[line.iter().position(|&byte| byte == b'/')?..];
-    (permissions.get(2) == Some(&b'x') && !path.ends_with(b" (deleted)")).then_some(path)
-}
-
-/// Undoes the one escape that the kernel makes: `\012`, a newline.
-fn unescape<'a>(path: &[u8], buffer: &'a mut [u8]) -> Option<&'a CStr> {
-    const NEWLINE: &[u8] = br"\012";
-    let (mut from, mut to) = (0, 0);
-    while from < path.len() {
-        let escaped = path[from..].starts_with(NEWLINE);
-        *buffer.get_mut(to)? = if escaped { b'\n' } else { path[from] };
-        from += if escaped { NEWLINE.len() } else { 1 };
-        to += 1;
-    }
-    *buffer.get_mut(to)? = 0;
-    CStr::from_bytes_until_nul(buffer).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_code_of_files_is_opened() {
-        let line = b"7f00-7f01 r-xp 00000000 00:21 17                   /usr/lib/a b\\012c.so";
-        assert_eq!(executable(line), Some(&b"/usr/lib/a b\\012c.so"[..]));
-        for other in [
-            &b"7f00-7f01 r--p 00000000 00:21 17                   /usr/lib/a.so"[..],
-            b"7f00-7f01 r-xp 00000000 00:21 17                   /tmp/a.so (deleted)",
-            b"7f00-7f01 r-xp 00000000 00:00 0                    [vdso]",
-            b"7f00-7f01 r-xp 00000000 00:00 0",
-            b"",
-        ] {
-            assert_eq!(executable(other), None, "{}", String::from_utf8_lossy(other));
-        }
-    }
-
-    #[test]
-    fn newlines_come_back() {
-        let mut buffer = [1_u8; 8];
-        assert_eq!(unescape(b"/a\\012b", &mut buffer), Some(c"/a\nb"));
-        assert_eq!(unescape(b"/toolong!", &mut buffer), None);
-    }
 }

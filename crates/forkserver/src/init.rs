@@ -26,6 +26,7 @@ use crate::listener::Handover;
 use crate::nest::{self, NestMounts};
 use crate::notify::{Finding, Supervisor};
 use crate::parked::Parking;
+use crate::remains;
 use crate::report::{self, Ending, Marks, OUTPUTS_MAX};
 use crate::source::{below_root, status};
 use crate::template::PROC_FD;
@@ -316,7 +317,7 @@ fn own_proc(nest: &Nest<'_>, launch: &Prepared<'_>) -> Result<(), Errno> {
             .ok()
             .filter(|proc| is_proc(proc.as_fd()) == Ok(true))
     };
-    let program = || if launch.crash_report { crash::only_child(PROC_FD) } else { None };
+    let program = || if launch.crash_report { remains::only_child(PROC_FD) } else { None };
     let Some(proc) = wanted.then(|| own().or_else(program)).flatten() else {
         return process::close_range(PROC_FD as u32, PROC_FD as u32, 0);
     };

@@ -38,6 +38,7 @@ mod notify;
 mod parked;
 mod privileged;
 mod quota;
+mod remains;
 mod report;
 mod request;
 mod server;
