@@ -176,10 +176,7 @@ test('as many as were asked for, replaced when they are taken', async (t) => {
   const { server, sandbox } = await warmed(t, { warm: 3 })
   t.is(server.stats().warmNests, 3)
   // None is blocked (state D): that counts as load, and monitors of the host would see it.
-  t.deepEqual(
-    family(server.pid).filter(({ state }) => state !== 'S'),
-    [],
-  )
+  t.true(await until(() => family(server.pid).every(({ state }) => state !== 'D')))
   const results = await Promise.all([1, 2, 3, 4, 5].map(() => sandbox.run('sleep', ['0.05'])))
   t.true(results.filter(({ timings }) => timings.warm).length >= 3)
   t.true(await until(() => server.stats().warmNests === 3))
