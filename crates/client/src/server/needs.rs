@@ -207,6 +207,9 @@ impl Client {
             self.build(id);
             return;
         }
+        if self.server_has_died() {
+            return;
+        }
         let failure =
             Failure::fact(Code::Spawn, Step::ForkTemplate, "the template died while it was being built");
         self.fail_template(id, &failure);

@@ -159,9 +159,7 @@ impl Client {
         };
         if let Err(failure) = sent {
             // Who should have had it went with the fork server, whose end was not looked at yet.
-            if matches!(failure.errno, Errno::EPIPE | Errno::ECONNRESET) && !self.control_is_open() {
-                self.dying.get_or_insert_with(|| gone("the fork server died"));
-                self.reactor.wake();
+            if matches!(failure.errno, Errno::EPIPE | Errno::ECONNRESET) && self.server_has_died() {
                 return Ok(());
             }
             return Err(hints::advise(failure));

@@ -193,6 +193,16 @@ impl Client {
         self.control.as_ref().is_some_and(|control| !socket::at_end_of_file(control.as_fd()))
     }
 
+    /// Whether the fork server has died, seen or not. What fails then has failed of that, and is reported lost with it.
+    pub(super) fn server_has_died(&mut self) -> bool {
+        if self.control_is_open() {
+            return false;
+        }
+        self.dying.get_or_insert_with(|| gone("the fork server died"));
+        self.reactor.wake();
+        true
+    }
+
     fn on_control(&mut self, mut incoming: Incoming<'_>) {
         if let Some(failure) = incoming.lost(Step::StartForkserver) {
             // What it said about its own end, before it started or after, is better than that it ended.
@@ -243,7 +253,9 @@ impl Client {
             }
             Initial::None => Ok(()),
         };
-        if let Err(failure) = result {
+        if let Err(failure) = result
+            && !self.server_has_died()
+        {
             self.lose_initial(&failure);
         }
     }
@@ -317,6 +329,7 @@ impl Client {
         };
         match answer.map(|(answer, _)| answer.kind) {
             Ok(Some(ready::Kind::Template(ready))) => self.template_ready(id, ready.not_id_mapped),
+            Ok(Some(ready::Kind::Failure(_))) if self.server_has_died() => {}
             Ok(Some(ready::Kind::Failure(failure))) => self.fail_template(id, &Failure::from_step(failure)),
             Ok(_) => self.fail_template(id, &malformed(step, "not an answer to this request")),
             Err(failure) => self.fail_template(id, &failure),
@@ -410,6 +423,7 @@ impl Client {
                 self.ended(token, ended, fds);
             }
             Some(launch_event::Kind::Asked(asked)) => return self.asked(token, asked),
+            Some(launch_event::Kind::Failure(_)) if self.server_has_died() => {}
             Some(launch_event::Kind::Failure(failure)) => return Err(Failure::from_step(failure)),
             None => return Err(malformed(step, "an event without a kind")),
         }
