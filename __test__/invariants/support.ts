@@ -70,14 +70,24 @@ export const forkServerFile = (): string => {
   const name = readdirSync(root).find((entry) => /^nestbox\..*\.node$/.test(entry))
   if (name === undefined) throw new Error('the addon is not built')
   const addon = readFileSync(path.join(root, name))
-  const start = addon.indexOf(Buffer.from('\u007FELF\u0002\u0001\u0001', 'latin1'), 4)
-  if (start === -1) throw new Error('the addon has no fork server in it')
-  // The section header table is the last thing in an ELF file: e_shoff, e_shentsize, e_shnum.
-  const end =
-    Number(addon.readBigUInt64LE(start + 40)) + addon.readUInt16LE(start + 58) * addon.readUInt16LE(start + 60)
-  writeFileSync(file, addon.subarray(start, start + end))
-  chmodSync(file, 0o755)
-  return file
+  for (const program of programsIn(addon)) {
+    // Not the symboliser, which is embedded as well: a name that the fork server gives one of its processes.
+    if (!program.includes('nestbox-templat')) continue
+    writeFileSync(file, program)
+    chmodSync(file, 0o755)
+    return file
+  }
+  throw new Error('the addon has no fork server in it')
+}
+
+/** The ELF files within one. */
+function* programsIn(addon: Buffer): Generator<Buffer> {
+  const magic = Buffer.from('\u007FELF\u0002\u0001\u0001', 'latin1')
+  for (let start = addon.indexOf(magic, 4); start !== -1; start = addon.indexOf(magic, start + 4)) {
+    // The section header table is the last thing in an ELF file: e_shoff, e_shentsize, e_shnum.
+    const table = addon.readUInt16LE(start + 58) * addon.readUInt16LE(start + 60)
+    yield addon.subarray(start, start + Number(addon.readBigUInt64LE(start + 40)) + table)
+  }
 }
 
 // ---- processes -------------------------------------------------------------------------------------------------------------------
