@@ -86,7 +86,9 @@ function* programsIn(addon: Buffer): Generator<Buffer> {
   for (let start = addon.indexOf(magic, 4); start !== -1; start = addon.indexOf(magic, start + 4)) {
     // The section header table is the last thing in an ELF file: e_shoff, e_shentsize, e_shnum.
     const table = addon.readUInt16LE(start + 58) * addon.readUInt16LE(start + 60)
-    yield addon.subarray(start, start + Number(addon.readBigUInt64LE(start + 40)) + table)
+    const length = Number(addon.readBigUInt64LE(start + 40)) + table
+    // Programs that read ELF files hold the magic number as well.
+    if (start + length <= addon.length) yield addon.subarray(start, start + length)
   }
 }
 
