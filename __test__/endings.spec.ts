@@ -145,7 +145,9 @@ test('aborted at any moment, the promise rejects and the next launch works', asy
 })
 
 test('AbortSignal.timeout()', async (t) => {
-  const error = await t.throwsAsync(run('sleep', ['60'], { signal: AbortSignal.timeout(50) }), {
+  // The time is for the program: the fork server is started before.
+  await run('true')
+  const error = await t.throwsAsync(run('sleep', ['60'], { signal: AbortSignal.timeout(500) }), {
     instanceOf: AbortError,
   })
   t.like(error?.cause, { name: 'TimeoutError' })
