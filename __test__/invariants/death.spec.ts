@@ -101,7 +101,7 @@ const ways: Record<string, (host: Host) => Promise<unknown>> = {
 
 for (const [way, end] of Object.entries(ways)) {
   compiled(`the host dies, and everything with it: ${way}`, async (t) => {
-    const host = await start(t, { warm: 3 })
+    const host = await start(t)
     const { members } = await inhabited(host, 20)
     t.true(members.length >= 60, `${members.length} processes`)
     t.deepEqual(
