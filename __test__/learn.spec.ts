@@ -1,30 +1,18 @@
 // Learning: what a program did becomes the filter that lets it do that, and nothing else.
 
-import { execFileSync } from 'node:child_process'
-import { chmodSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { fileURLToPath, pathToFileURL } from 'node:url'
+import { pathToFileURL } from 'node:url'
 
 import test from 'ava'
 
 import { learn, policy, type PolicyBuilder, RequestError, Sandbox, type SyscallFilter } from '../index.ts'
 import { have, scratch } from './helpers.ts'
+import { fixture, root } from './invariants/support.ts'
 
-const here = path.dirname(fileURLToPath(import.meta.url))
 const gcc = have('gcc') ? test : test.skip
 const needs = (name: string) => (existsSync(`/usr/bin/${name}`) ? test : test.skip)
-const directory = mkdtempSync(path.join(tmpdir(), 'nestbox-learning-'))
-process.on('exit', () => rmSync(directory, { recursive: true, force: true }))
-const program = path.join(directory, 'program')
-
-test.before(() => {
-  if (!have('gcc')) return
-  const args = ['-O1', '-static', '-pthread', '-o', program, path.join(here, 'supervised.c')]
-  execFileSync('gcc', args, { stdio: ['ignore', 'ignore', 'inherit'] })
-  chmodSync(directory, 0o755)
-  chmodSync(program, 0o755)
-})
+const program = have('gcc') ? fixture('supervised') : ''
 
 const shown = (): PolicyBuilder => policy().tmpfs('/tmp').bind(program, '/program')
 
@@ -85,7 +73,7 @@ gcc('the printed code makes the same filter', async (t) => {
   t.regex(code, /arg\(0\)\.(eq|oneOf)\(.*AF_INET\b/)
   t.regex(code, /arg\(1\)\.eq\(TIOCGWINSZ\)/)
   const module = path.join(scratch(t), 'filter.ts')
-  const from = (name: string): string => JSON.stringify(path.join(here, '..', name))
+  const from = (name: string): string => JSON.stringify(path.join(root, name))
   writeFileSync(
     module,
     code.replace("'nestbox'", from('index.ts')).replace("'nestbox/syscalls'", from('lib/syscalls/index.ts')),

@@ -1,11 +1,9 @@
 // The host decides about calls: with every decision there is, without one, and with nobody left to decide.
 
-import { execFileSync, spawn } from 'node:child_process'
-import { chmodSync, closeSync, existsSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { chmodSync, closeSync, existsSync, openSync, writeFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
 import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 
 import test from 'ava'
 
@@ -20,20 +18,10 @@ import {
   type SyscallHandler,
 } from '../index.ts'
 import { delay, have, scratch, until } from './helpers.ts'
+import { fixture, root } from './invariants/support.ts'
 
 const gcc = have('gcc') ? test : test.skip
-const here = path.dirname(fileURLToPath(import.meta.url))
-const directory = mkdtempSync(path.join(tmpdir(), 'nestbox-asking-'))
-process.on('exit', () => rmSync(directory, { recursive: true, force: true }))
-const program = path.join(directory, 'program')
-
-test.before(() => {
-  if (!have('gcc')) return
-  const args = ['-O1', '-static', '-pthread', '-o', program, path.join(here, 'supervised.c')]
-  execFileSync('gcc', args, { stdio: ['ignore', 'ignore', 'inherit'] })
-  chmodSync(directory, 0o755)
-  chmodSync(program, 0o755)
-})
+const program = have('gcc') ? fixture('supervised') : ''
 
 const CALLS = ['mkdir', 'mkdirat', 'open', 'openat', 'connect', 'sendto']
 
@@ -167,15 +155,15 @@ for (const [what, handler] of failing) {
 }
 
 gcc('descriptors that lead out are refused unless that is meant', async (t) => {
-  const root = openSync('/', 'r')
-  t.teardown(() => closeSync(root))
-  for (const fd of [root, 999_999]) {
+  const top = openSync('/', 'r')
+  t.teardown(() => closeSync(top))
+  for (const fd of [top, 999_999]) {
     // oxlint-disable-next-line no-await-in-loop
     await using box = await asking(() => ({ fd }))
     // oxlint-disable-next-line no-await-in-loop
     await t.throwsAsync(box.run('/program', ['open', '/']), { code: 'ERR_NESTBOX_HANDLER' })
   }
-  t.is(await decided({ fd: root, unsafe: true }, 'open', '/'), 'EISDIR')
+  t.is(await decided({ fd: top, unsafe: true }, 'open', '/'), 'EISDIR')
   await using box = await asking(() => ({ fd: 999_999, unsafe: true }))
   await t.throwsAsync(box.run('/program', ['open', '/']), { code: 'ERR_NESTBOX_HANDLER', message: /not an open/ })
 })
@@ -215,7 +203,7 @@ gcc('a host that dies allows nothing', async (t) => {
   const place = scratch(t)
   chmodSync(place, 0o777)
   const script = `
-    import { policy, Sandbox, syscallFilter } from ${JSON.stringify(path.join(here, '../index.ts'))}
+    import { policy, Sandbox, syscallFilter } from ${JSON.stringify(path.join(root, 'index.ts'))}
     const box = await Sandbox.create(
       policy().bind(${JSON.stringify(place)}, '/tmp', { writable: true }).bind(${JSON.stringify(program)}, '/program')
         .syscalls(syscallFilter().report('mkdir', 'mkdirat').preset('default')),
@@ -226,7 +214,7 @@ gcc('a host that dies allows nothing', async (t) => {
   const main = path.join(scratch(t), 'host.ts')
   writeFileSync(main, script)
   const host = spawn(process.execPath, ['--import', '@oxc-node/core/register', main], {
-    cwd: path.join(here, '..'),
+    cwd: root,
     stdio: ['ignore', 'pipe', 'inherit'],
   })
   let said = ''

@@ -1,17 +1,7 @@
 import test from 'ava'
 
 import { policy, type Policy, type PolicyBuilder, PolicyError, type PolicyJSON } from '../index.ts'
-
-const broken = test.macro({
-  exec: (t, build: () => unknown, path: PropertyKey[], message: RegExp) => {
-    const error = t.throws(build, { instanceOf: PolicyError, code: 'ERR_NESTBOX_POLICY', message })
-    t.deepEqual(error.issues[0]?.path, path)
-  },
-  title: (name = '') => `refused: ${name}`,
-})
-
-/** What a JavaScript caller, or a JSON.parse, might pass. */
-const wrong = (value: unknown): never => value as never
+import { broken, wrong } from './broken.ts'
 
 test('build() fills in every field', (t) => {
   t.deepEqual(JSON.parse(JSON.stringify(policy().build())), {

@@ -8,19 +8,9 @@ import { policy, PolicyError, syscallFilter, type SyscallFilter, type SyscallFil
 import * as syscalls from '../lib/syscalls/index.ts'
 import { GROUPS } from '../lib/syscalls/groups.ts'
 import { generated } from '../scripts/syscall-groups.ts'
+import { broken, wrong } from './broken.ts'
 
 const { arg, arg64, AF_INET, AF_UNIX, AT_FDCWD, CLONE_NEWUSER, PROT_EXEC, TIOCSTI } = syscalls
-
-const broken = test.macro({
-  exec: (t, build: () => unknown, path: PropertyKey[], message: RegExp) => {
-    const error = t.throws(build, { instanceOf: PolicyError, code: 'ERR_NESTBOX_POLICY', message })
-    t.deepEqual(error.issues[0]?.path, path)
-  },
-  title: (name = '') => `refused: ${name}`,
-})
-
-/** What a JavaScript caller, or a JSON.parse, might pass. */
-const wrong = (value: unknown): never => value as never
 
 const json = (filter: SyscallFilter): SyscallFilterJSON => JSON.parse(JSON.stringify(filter)) as SyscallFilterJSON
 

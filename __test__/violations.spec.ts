@@ -1,11 +1,8 @@
 // Calls that the filter reports: the first is recorded, and the nest is dead.
 
-import { execFileSync } from 'node:child_process'
 import { channel } from 'node:diagnostics_channel'
-import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
-import { fileURLToPath } from 'node:url'
 
 import test from 'ava'
 
@@ -22,20 +19,10 @@ import {
 } from '../index.ts'
 import { verdict } from '../lib/launch/result.ts'
 import { have, isRoot, until } from './helpers.ts'
+import { fixture } from './invariants/support.ts'
 
 const gcc = have('gcc') ? test : test.skip
-const directory = mkdtempSync(path.join(tmpdir(), 'nestbox-violations-'))
-process.on('exit', () => rmSync(directory, { recursive: true, force: true }))
-const program = path.join(directory, 'program')
-
-test.before(() => {
-  if (!have('gcc')) return
-  const source = path.join(path.dirname(fileURLToPath(import.meta.url)), 'supervised.c')
-  const args = ['-O1', '-static', '-pthread', '-o', program, source]
-  execFileSync('gcc', args, { stdio: ['ignore', 'ignore', 'inherit'] })
-  chmodSync(directory, 0o755)
-  chmodSync(program, 0o755)
-})
+const program = have('gcc') ? fixture('supervised') : ''
 
 /** The default preset, but for these calls. */
 const reporting = (...names: string[]): SyscallFilter =>
@@ -96,7 +83,7 @@ gcc('nothing that the launch itself does is a violation, however it is launched'
   const forms: LaunchOptions[] = [
     {},
     { files: { '/tmp/file': 'x' }, cwd: '/tmp' },
-    { binds: { '/bound': directory } },
+    { binds: { '/bound': path.dirname(program) } },
     { input: 'x', stderr: 'stdout', env: { A: 'x'.repeat(100_000) } },
     { stdio: ['ignore', 'pipe', 'pipe', 'ignore', 'ignore', 'inherit'], limits: { openFiles: 8, processes: 1 } },
   ]

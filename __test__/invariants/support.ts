@@ -54,7 +54,7 @@ export const fixture = (name: string): string => {
   const program = path.join(workshop(), name)
   if (existsSync(program)) return program
   const source = path.join(fixtures, `${name}.c`)
-  const flags = ['-O1', '-Wall', '-static', '-o', program, source]
+  const flags = ['-O1', '-Wall', '-static', '-pthread', '-o', program, source]
   execFileSync('gcc', flags, { stdio: ['ignore', 'ignore', 'inherit'] })
   chmodSync(program, 0o755)
   return program
