@@ -3,7 +3,7 @@
 import { createHistogram, type RecordableHistogram } from 'node:perf_hooks'
 import * as z from 'zod'
 
-import { describeIssues, NestboxError, RequestError, requestError } from './errors.ts'
+import { NestboxError, type RequestError, requestError } from './errors.ts'
 import { type LaunchContext, sandboxContext, type Warmth } from './launch/context.ts'
 import type { Flight } from './launch/flight.ts'
 import type { AnyResult } from './launch/result.ts'
@@ -16,7 +16,7 @@ import type { SyscallHandler } from './supervision/types.ts'
 import type { SyscallAction } from './syscalls/types.ts'
 import { RunningForkServer, sharedServer } from './server.ts'
 import type { ForkServer, Percentiles, Sandbox as SandboxType, SandboxOptions, SandboxStats } from './types.ts'
-import { check, countSchema, MillisecondsSchema, type Tied } from './validate.ts'
+import { countSchema, demand, MillisecondsSchema, type Tied } from './validate.ts'
 
 const ServerSchema = z.custom<ForkServer>(
   (server) => server instanceof RunningForkServer,
@@ -131,13 +131,7 @@ class RunningSandbox implements SandboxType {
   }
 
   async warm(count: number): Promise<void> {
-    const checked = check(WarmSchema, count)
-    if (!checked.ok) {
-      const { issues, cause } = checked.error
-      throw new RequestError(describeIssues("Sandbox.warm() was asked for something that can't be", issues), issues, {
-        cause,
-      })
-    }
+    demand(WarmSchema, count, "Sandbox.warm() was asked for something that can't be")
     if (this.#closed) throw closed()
     this.#warmth.count = count
     // Whoever says a number means it, for as long as it takes.
@@ -212,6 +206,8 @@ class RunningSandbox implements SandboxType {
   }
 }
 
+const ASKED = "Sandbox.create() was asked for something that can't be"
+
 /** What leaves a call to the supervisor. */
 const leaves = (action: SyscallAction): boolean => action === 'report' || action === 'ask'
 
@@ -224,7 +220,7 @@ const asks = (syscalls: Syscalls): boolean => {
 const neverAsked = (syscalls: Syscalls): RequestError => {
   const filter = typeof syscalls === 'string' ? `The filter '${syscalls}'` : "The policy's filter"
   const message = `${filter} has no 'report' and no 'ask': it would never be called`
-  return requestError("Sandbox.create() was asked for something that can't be", ['onSyscall'], message)
+  return requestError(ASKED, ['onSyscall'], message)
 }
 
 const closed = (): NestboxError =>
@@ -253,21 +249,15 @@ export const Sandbox: {
   create(policy?: Policy | PolicyBuilder, options?: SandboxOptions): Promise<SandboxType>
 } = Object.freeze({
   async create(policy?: Policy | PolicyBuilder, options: SandboxOptions = {}): Promise<SandboxType> {
-    const checked = check(SandboxOptionsSchema, options)
-    if (!checked.ok) {
-      const { issues, cause } = checked.error
-      throw new RequestError(describeIssues("Sandbox.create() was asked for something that can't be", issues), issues, {
-        cause,
-      })
-    }
+    const checked = demand(SandboxOptionsSchema, options, ASKED)
     const finished = policy === undefined ? policyFactory('host-system').build() : toPolicy(policy)
-    if (checked.value.onSyscall !== undefined && !asks(finished.syscalls)) throw neverAsked(finished.syscalls)
+    if (checked.onSyscall !== undefined && !asks(finished.syscalls)) throw neverAsked(finished.syscalls)
     const sandbox = new RunningSandbox(
       finished,
-      (checked.value.server as RunningForkServer | undefined) ?? sharedServer(),
-      checked.value,
+      (checked.server as RunningForkServer | undefined) ?? sharedServer(),
+      checked,
     )
-    await sandbox.prepare(checked.value.warm ?? 0)
+    await sandbox.prepare(checked.warm ?? 0)
     return sandbox
   },
 })

@@ -4,13 +4,13 @@ import type { ServerOptions } from '#binding'
 import * as z from 'zod'
 
 import { Connection } from './connection.ts'
-import { describeIssues, ForkServerError, NestboxError, RequestError } from './errors.ts'
+import { ForkServerError, NestboxError } from './errors.ts'
 import { unsandboxedContext } from './launch/context.ts'
 import type { Launcher } from './launch/types.ts'
 import { type Gate, makeLauncher } from './launcher.ts'
 import { registerHandle } from './snapshot.ts'
 import type { ForkServer as ForkServerType, ForkServerOptions, ForkServerStats } from './types.ts'
-import { check, IdSchema, type Tied } from './validate.ts'
+import { demand, IdSchema, type Tied } from './validate.ts'
 
 const ForkServerOptionsSchema = z.strictObject({
   hostIds: z
@@ -148,18 +148,8 @@ export const ForkServer: {
   start(options?: ForkServerOptions): Promise<ForkServerType>
 } = Object.freeze({
   async start(options: ForkServerOptions = {}): Promise<ForkServerType> {
-    const checked = check(ForkServerOptionsSchema, options)
-    if (!checked.ok) {
-      const { issues, cause } = checked.error
-      throw new RequestError(
-        describeIssues("ForkServer.start() was asked for something that can't be", issues),
-        issues,
-        {
-          cause,
-        },
-      )
-    }
-    const server = new RunningForkServer(nativeOptions(checked.value))
+    const what = "ForkServer.start() was asked for something that can't be"
+    const server = new RunningForkServer(nativeOptions(demand(ForkServerOptionsSchema, options, what)))
     await server.connection().ready
     return server
   },

@@ -4,7 +4,7 @@
 import { types } from 'node:util'
 import * as z from 'zod'
 
-import type { Issue } from './errors.ts'
+import { describeIssues, type Issue, RequestError } from './errors.ts'
 import type { Size } from './policy/types.ts'
 import { SnapshotError, snapshot } from './snapshot.ts'
 
@@ -38,16 +38,33 @@ export interface Invalid {
   readonly cause: unknown
 }
 
-/** Copies an input and validates the copy. */
-export const check = <S extends z.ZodType>(schema: S, input: unknown): Checked<z.output<S>> => {
-  let copied: unknown
+/** A copy of an input, not validated. */
+const copyOf = (input: unknown): Checked<unknown> => {
   try {
-    copied = snapshot(input)
+    return { ok: true, value: snapshot(input) }
   } catch (cause) {
     if (cause instanceof SnapshotError) return { ok: false, error: { issues: cause.issues, cause } }
     throw cause
   }
-  return checkCopied(schema, copied)
+}
+
+/** Copies an input and validates the copy. */
+export const check = <S extends z.ZodType>(schema: S, input: unknown): Checked<z.output<S>> => {
+  const copied = copyOf(input)
+  return copied.ok ? checkCopied(schema, copied.value) : copied
+}
+
+/**
+ * {@link check}, where there is nothing else to find wrong.
+ *
+ * @param what - begins the error's message
+ * @throws `RequestError`
+ */
+export const demand = <S extends z.ZodType>(schema: S, input: unknown, what: string): z.output<S> => {
+  const checked = check(schema, input)
+  if (checked.ok) return checked.value
+  const { issues, cause } = checked.error
+  throw new RequestError(describeIssues(what, issues), issues, { cause })
 }
 
 /** Validates what was copied already. */
@@ -93,17 +110,12 @@ export const repeatedly = <S extends z.ZodType>(schema: S): ((input: unknown) =>
   let known: unknown
   let remembered: Checked<z.output<S>> | undefined
   return (input) => {
-    let copied: unknown
-    try {
-      copied = snapshot(input)
-    } catch (cause) {
-      if (cause instanceof SnapshotError) return { ok: false, error: { issues: cause.issues, cause } }
-      throw cause
-    }
-    if (remembered !== undefined && isSame(copied, known)) return remembered
-    const checked = checkCopied(schema, copied)
-    if (checked.ok && isMemorable(copied)) {
-      known = copied
+    const copied = copyOf(input)
+    if (!copied.ok) return copied
+    if (remembered !== undefined && isSame(copied.value, known)) return remembered
+    const checked = checkCopied(schema, copied.value)
+    if (checked.ok && isMemorable(copied.value)) {
+      known = copied.value
       Object.freeze(checked.value)
       remembered = checked
     }

@@ -4,7 +4,7 @@ import type { Duplex, Readable, Writable } from 'node:stream'
 
 import { describeIssues, RequestError, requestError } from '../errors.ts'
 import { signalNumber } from '../signals.ts'
-import { check } from '../validate.ts'
+import { check, demand } from '../validate.ts'
 import type { Flight } from './flight.ts'
 import { LineSplitter, MAX_LINE } from './lines.ts'
 import { LinesOptionsSchema, SignalNameSchema } from './schema.ts'
@@ -46,12 +46,8 @@ export class RunningSandboxee implements Sandboxee<never> {
   }
 
   kill(signal: NodeJS.Signals = 'SIGKILL'): boolean {
-    const checked = check(SignalNameSchema, signal)
-    if (!checked.ok) {
-      const { issues, cause } = checked.error
-      throw new RequestError(describeIssues("kill() was asked for something that can't be", issues), issues, { cause })
-    }
-    return this.#flight.kill(signalNumber(checked.value))
+    const name = demand(SignalNameSchema, signal, "kill() was asked for something that can't be")
+    return this.#flight.kill(signalNumber(name))
   }
 
   lines(options: LinesOptions = {}): AsyncIterable<string> {

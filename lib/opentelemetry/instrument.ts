@@ -9,8 +9,8 @@ import type * as Api from '@opentelemetry/api'
 import * as z from 'zod'
 
 import type { ExitEvent, LaunchEvent } from '../diagnostics.ts'
-import { describeIssues, NestboxError, RequestError } from '../errors.ts'
-import { check, type Tied } from '../validate.ts'
+import { NestboxError } from '../errors.ts'
+import { demand, type Tied } from '../validate.ts'
 import { Metrics } from './metrics.ts'
 import { Spans } from './spans.ts'
 
@@ -67,14 +67,11 @@ const loadApi = async (): Promise<typeof Api> => {
  * @throws `RequestError`; `NestboxError` with the code `ERR_NESTBOX_OPENTELEMETRY` if `@opentelemetry/api` is missing
  */
 export const instrument = async (options: InstrumentOptions = {}): Promise<Instrumentation> => {
-  const checked = check(OptionsSchema, options)
-  if (!checked.ok) {
-    const { issues, cause } = checked.error
-    throw new RequestError(describeIssues("instrument() was asked for something that can't be", issues), issues, {
-      cause,
-    })
-  }
-  const { traces = true, metrics = true, args = false } = checked.value
+  const {
+    traces = true,
+    metrics = true,
+    args = false,
+  } = demand(OptionsSchema, options, "instrument() was asked for something that can't be")
   const api = await loadApi()
   const watchers = [...(traces ? [new Spans(api, args)] : []), ...(metrics ? [new Metrics(api)] : [])]
   const onLaunch = (event: unknown): void => {

@@ -5,14 +5,7 @@ import * as z from 'zod'
 import type { NativeEnded, NativeFailure } from '#binding'
 
 import type { Connection, Listener } from '../connection.ts'
-import {
-  describeIssues,
-  type ForkServerError,
-  fromFailure,
-  NestboxError,
-  RequestError,
-  requestError,
-} from '../errors.ts'
+import { type ForkServerError, fromFailure, NestboxError, requestError } from '../errors.ts'
 import { resourceUsage } from '../launch/result.ts'
 import { flightOf } from '../launch/sandboxee.ts'
 import { SignalNameSchema } from '../launch/schema.ts'
@@ -20,7 +13,7 @@ import type { Sandboxee } from '../launch/types.ts'
 import { RunningForkServer } from '../server.ts'
 import { signalName, signalNumber } from '../signals.ts'
 import type { ForkServer } from '../types.ts'
-import { check, FdSchema, type Tied } from '../validate.ts'
+import { check, demand, FdSchema, type Tied } from '../validate.ts'
 import { isForkRequest, toNativeRequest } from './request.ts'
 import type { Exit, ForkReply, ForkRequest, RequestDescriptors } from './types.ts'
 
@@ -70,16 +63,12 @@ export class ForkClient {
    */
   async sendRequest(request: ForkRequest, descriptors: RequestDescriptors = {}): Promise<ForkReply> {
     if (!isForkRequest(request)) throw requestError(WHAT, ['request'], 'It must be what forkRequest().build() made')
-    const checked = check(DescriptorsSchema, descriptors)
-    if (!checked.ok) {
-      const { issues, cause } = checked.error
-      throw new RequestError(describeIssues(WHAT, issues), issues, { cause })
-    }
+    const checked = demand(DescriptorsSchema, descriptors, WHAT)
     const { connection, zygoteFd } = this.#target()
     if ((request.mode === 'fork') !== (zygoteFd !== undefined)) {
       throw requestError(WHAT, ['mode'], 'A zygote takes the mode "fork", and nobody else does')
     }
-    const { execFd, commsFd, zygote, userNsFd, stdin, stdout, stderr } = checked.value
+    const { execFd, commsFd, zygote, userNsFd, stdin, stdout, stderr } = checked
     if (zygote === true && commsFd !== undefined) {
       throw requestError(WHAT, ['commsFd'], 'The comms channel of a zygote is its control socket')
     }

@@ -3,9 +3,8 @@
 import type { NativeForkRequest } from '#binding'
 import * as z from 'zod'
 
-import { describeIssues, RequestError } from '../errors.ts'
 import { EnvSchema, HostnameSchema, IdsSchema } from '../policy/schema.ts'
-import { check, KernelString, type Tied } from '../validate.ts'
+import { demand, KernelString, type Tied } from '../validate.ts'
 import { isMountTree, toNative } from './mount-tree.ts'
 import type {
   CloneFlag,
@@ -181,10 +180,7 @@ class Builder implements ForkRequestBuilder {
   }
 
   build(): ForkRequest {
-    const checked = check(ForkRequestSchema, this.#parts)
-    if (checked.ok) return finish(checked.value)
-    const { issues, cause } = checked.error
-    throw new RequestError(describeIssues('The fork request is not one that can be sent', issues), issues, { cause })
+    return finish(demand(ForkRequestSchema, this.#parts, 'The fork request is not one that can be sent'))
   }
 
   #with(part: Readonly<Record<string, unknown>>): ForkRequestBuilder {
