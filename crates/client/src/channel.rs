@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nestbox_protocol::frame::{self, FrameError, INLINE_MAX, MESSAGE_MAX};
-use nestbox_sys::packet::{self, MessageError, Packet};
+use nestbox_sys::packet::{self, MessageError};
 use nestbox_sys::{Errno, memfd};
 use nix::fcntl::{FcntlArg, fcntl};
 use prost::Message;
@@ -169,19 +169,6 @@ impl Channel {
             }
             (crate::reactor::Kind::Zygote, _) => reactor.add(self.socket.as_fd(), self.key, Interest::Write),
             _ => reactor.modify(self.socket.as_fd(), self.key, interest),
-        }
-    }
-
-    /// Receives one packet; `None`: there is none now.
-    pub(crate) fn receive<'a>(
-        &self,
-        buffer: &'a mut [u8],
-        fds: &mut Vec<OwnedFd>,
-    ) -> Result<Option<Packet<'a>>, Errno> {
-        match packet::receive(self.socket.as_fd(), buffer, fds, libc::MSG_DONTWAIT) {
-            Ok(packet) => Ok(Some(packet)),
-            Err(Errno::EAGAIN) => Ok(None),
-            Err(errno) => Err(errno),
         }
     }
 }

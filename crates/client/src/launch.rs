@@ -295,6 +295,16 @@ pub(crate) enum Route {
     Zygote(Box<protocol::ForkRequest>, Channel),
 }
 
+impl Route {
+    /// The template, if it is one.
+    pub(crate) fn template(&self) -> Option<u64> {
+        match self {
+            Self::Template(id) => Some(*id),
+            Self::Server(_) | Self::Zygote(..) => None,
+        }
+    }
+}
+
 /// What a launch needs of the network pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NetworkNeed {

@@ -16,6 +16,7 @@ use nestbox_sys::process;
 
 use crate::channel::{Channel, PassedFd};
 use crate::failure::Failure;
+use crate::launch::NetworkNeed;
 
 /// How long the pool does without a keeper that broke.
 const PATIENCE_NS: u64 = 1_000_000_000;
@@ -66,7 +67,7 @@ pub(crate) enum Shared {
     /// It is being made.
     Making,
     /// There.
-    Ready(Arc<OwnedFd>),
+    Ready(OwnedFd),
 }
 
 pub(crate) struct Networks {
@@ -136,6 +137,17 @@ impl Networks {
             self.size = self.size.max((self.size + 1).min(GROWN));
         }
         taken
+    }
+
+    /// The namespace that a nest joins, and the hold on it if it is the nest's own. None: it makes one, or is the host's.
+    pub(crate) fn join(&mut self, need: NetworkNeed) -> (Option<Lent>, Option<RawFd>) {
+        let own = if need == NetworkNeed::Own { self.take() } else { None };
+        let shared = match &self.shared {
+            Shared::Ready(shared) if need == NetworkNeed::Shared => Some(shared.as_raw_fd()),
+            _ => None,
+        };
+        let joined = own.as_ref().map(AsRawFd::as_raw_fd).or(shared);
+        (own, joined)
     }
 
     /// How many are being made.
@@ -209,7 +221,7 @@ impl Networks {
             }
             Some(Asked::CreateShared) => {
                 if let (Some(fd), None) = (made, &failure) {
-                    self.shared = Shared::Ready(Arc::new(fd));
+                    self.shared = Shared::Ready(fd);
                     return Outcome::SharedReady;
                 }
                 self.shared = Shared::None;

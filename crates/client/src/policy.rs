@@ -89,6 +89,12 @@ impl PolicyHandle {
         self.variant(kinds)
     }
 
+    /// What it resolved to so far, whether that still holds or not.
+    pub(crate) fn known(&self) -> Vec<Arc<Resolved>> {
+        let variants = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
+        variants.iter().map(|(_, resolved)| Arc::clone(resolved)).collect()
+    }
+
     fn variant(&self, kinds: MountPointKinds) -> Result<Arc<Resolved>, Failure> {
         let mut variants = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = variants.iter().position(|(of, _)| *of == kinds) {

@@ -8,7 +8,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nestbox_protocol::Step;
-use nestbox_protocol::crash::CAPTURE_FD;
+use nestbox_protocol::crash::{CAPTURE_FD, MODULES};
 
 use crate::failure::{Code, Failure};
 use crate::image::Image;
@@ -17,7 +17,7 @@ use crate::policy::PolicyHandle;
 use crate::stdio::{Extra, Fds, Stdio};
 
 /// The most fds that come of a crash: the capture and the files.
-pub(crate) const FDS: usize = 1 + 48;
+pub(crate) const FDS: usize = 1 + MODULES;
 
 /// How long it may take, in milliseconds. A large program with all its debug information takes half a second.
 const WALL_TIME: u64 = 5_000;

@@ -3,7 +3,6 @@
 //! Promises: a launch gives back what it held (ids, template, network namespace) whichever way it ends.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use nestbox_protocol::{
@@ -16,7 +15,6 @@ use crate::channel::PassedFd;
 use crate::failure::{Code, Failure};
 use crate::hints;
 use crate::launch::{Event, Launch, Launched, NetworkNeed, Pending, Route, Stage};
-use crate::networks::Shared;
 use crate::outputs::{self, Job, Output, Progress, Reader};
 use crate::reactor::{Interest, Key, Kind};
 use crate::symbolizer::{self, Crash};
@@ -41,10 +39,7 @@ impl Client {
             return Ok(());
         };
         let (need, unasked) = (pending.network, !pending.binds.is_empty());
-        let template = match pending.route {
-            Route::Template(id) => Some(id),
-            Route::Server(_) | Route::Zygote(..) => None,
-        };
+        let template = pending.route.template();
         let needs_initial = pending.initial || template.is_some();
         if needs_initial && !self.need_initial()? {
             return Ok(());
@@ -88,14 +83,10 @@ impl Client {
         };
         let Pending { route, mut message, passed, network, initial, mounts, signals, warm, .. } = *pending;
         let mut fds = passed;
-        let mut pass = |role: FdRole, number: usize, fd: PassedFd| {
-            message.fds.push(protocol::PassedFd { role: role.into(), number: number as u32 });
-            fds.push(fd);
-        };
         for (number, mount) in mounts.into_iter().flatten().enumerate() {
-            pass(FdRole::Bind, number, PassedFd::Owned(mount));
+            pass(&mut message, &mut fds, FdRole::Bind, number, PassedFd::Owned(mount));
         }
-        let template = if let Route::Template(id) = &route { Some(*id) } else { None };
+        let template = route.template();
         if let Some(id) = template {
             self.count_in(id, token)?;
             let Some(refused) = self.send_to_warm(id, token, message, &mut fds)? else {
@@ -106,31 +97,19 @@ impl Client {
             message = refused;
         }
         let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
-        let mut pass = |role: FdRole, number: usize, fd: PassedFd| {
-            message.fds.push(protocol::PassedFd { role: role.into(), number: number as u32 });
-            fds.push(fd);
-        };
-        let shared = match (network, &self.networks.shared) {
-            (NetworkNeed::Shared, Shared::Ready(shared)) => Some(Arc::clone(shared)),
-            _ => None,
-        };
-        if network == NetworkNeed::Own {
-            launch.network = self.networks.take();
-        }
-        let own = launch.network.as_ref().map(AsRawFd::as_raw_fd);
-        if let Some(namespace) = own.or(shared.as_ref().map(AsRawFd::as_raw_fd)) {
-            pass(FdRole::NetworkNamespace, 0, PassedFd::Lent(namespace));
+        let (own, joined) = self.networks.join(network);
+        launch.network = own;
+        if let Some(namespace) = joined {
+            pass(&mut message, &mut fds, FdRole::NetworkNamespace, 0, PassedFd::Lent(namespace));
         }
         if initial && let Initial::Ready { user, mount, .. } = &self.initial {
-            pass(FdRole::InitialUserNamespace, 0, PassedFd::Lent(user.as_raw_fd()));
-            pass(FdRole::InitialMountNamespace, 0, PassedFd::Lent(mount.as_raw_fd()));
+            let roles = [FdRole::InitialUserNamespace, FdRole::InitialMountNamespace];
+            for (role, fd) in roles.into_iter().zip([user, mount]) {
+                pass(&mut message, &mut fds, role, 0, PassedFd::Lent(fd.as_raw_fd()));
+            }
         }
-        let step = Step::ReceiveRequest;
-        let (socket, peer) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
-        socket::pass_credentials(socket.as_fd()).map_err(spawn_failure(step, "setsockopt"))?;
-        self.reactor
-            .add(socket.as_fd(), Key::new(Kind::Launch, token), Interest::Read)
-            .map_err(spawn_failure(step, "epoll_ctl"))?;
+        let (socket, peer) = self.launch_socket(Key::new(Kind::Launch, token))?;
+        let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
         launch.socket = Some(socket);
         fds.insert(0, PassedFd::Owned(peer));
         let sent = match route {
@@ -172,6 +151,15 @@ impl Client {
         }
         self.send_signals(token, signals);
         Ok(())
+    }
+
+    /// A launch's socket, watched, and the end that its init gets.
+    pub(super) fn launch_socket(&self, key: Key) -> Result<(OwnedFd, OwnedFd), Failure> {
+        let step = Step::ReceiveRequest;
+        let (socket, peer) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
+        socket::pass_credentials(socket.as_fd()).map_err(spawn_failure(step, "setsockopt"))?;
+        self.reactor.add(socket.as_fd(), key, Interest::Read).map_err(spawn_failure(step, "epoll_ctl"))?;
+        Ok((socket, peer))
     }
 
     /// From now on the template serves this launch.
@@ -410,6 +398,18 @@ impl Client {
             self.finish(token, &message, outputs.into_iter().flatten().collect());
         }
     }
+}
+
+/// Adds an fd to a launch.
+pub(super) fn pass(
+    message: &mut protocol::Launch,
+    fds: &mut Vec<PassedFd>,
+    role: FdRole,
+    number: usize,
+    fd: PassedFd,
+) {
+    message.fds.push(protocol::PassedFd { role: role.into(), number: number as u32 });
+    fds.push(fd);
 }
 
 /// Sends a signal to a launch; false if it can't be sent.

@@ -3,7 +3,7 @@
 //! Promises: a packet that is malformed, unexpected or has surplus fds closes the channel that it came on and fails what
 //! depended on that; none of its fds is leaked.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nestbox_protocol::{
     BindOpened, Hello, LaunchEvent, NetworkReply, Ready, Step, frame, launch_event, ready,
@@ -172,14 +172,7 @@ impl Client {
         let mut buffer = std::mem::take(&mut self.buffer);
         for _ in 0..PACKETS {
             let Some(open) = channel(self).filter(|channel| channel.key() == key) else { break };
-            let mut fds = Vec::new();
-            let incoming = match open.receive(&mut buffer, &mut fds) {
-                Ok(None) => break,
-                Ok(Some(packet)) => {
-                    Incoming { bytes: packet.bytes, credentials: packet.credentials, fds, errno: None }
-                }
-                Err(errno) => Incoming { bytes: &[], credentials: None, fds: Vec::new(), errno: Some(errno) },
-            };
+            let Some(incoming) = Incoming::next(open.as_fd(), &mut buffer) else { break };
             let at_end = incoming.bytes.is_empty();
             on_packet(self, incoming);
             if at_end {
@@ -355,15 +348,8 @@ impl Client {
         let mut buffer = std::mem::take(&mut self.buffer);
         for _ in 0..PACKETS {
             let Some(launch) = self.launches.get(&token) else { break };
-            let mut fds = Vec::new();
             let Some(socket) = &launch.socket else { break };
-            let incoming = match packet::receive(socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN) => break,
-                Ok(packet) => {
-                    Incoming { bytes: packet.bytes, credentials: packet.credentials, fds, errno: None }
-                }
-                Err(errno) => Incoming { bytes: &[], credentials: None, fds: Vec::new(), errno: Some(errno) },
-            };
+            let Some(incoming) = Incoming::next(socket.as_fd(), &mut buffer) else { break };
             if matches!(launch.stage, Stage::Reading { .. }) {
                 // Init has exited after its last word; nothing more is read.
                 let _ = self.reactor.modify(socket.as_fd(), Key::new(Kind::Launch, token), Interest::Nothing);
@@ -458,14 +444,8 @@ impl Client {
         };
         let mut buffer = std::mem::take(&mut self.buffer);
         while let Some(launch) = self.launches.get(&token).filter(|launch| pending(launch)) {
-            let mut fds = Vec::new();
             let Some(socket) = &launch.socket else { break };
-            let Ok(packet) = packet::receive(socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT)
-            else {
-                break;
-            };
-            let incoming =
-                Incoming { bytes: packet.bytes, credentials: packet.credentials, fds, errno: None };
+            let Some(incoming) = Incoming::next(socket.as_fd(), &mut buffer) else { break };
             if incoming.bytes.is_empty() || self.on_launch(token, incoming).is_err() {
                 break;
             }
@@ -487,14 +467,26 @@ impl Client {
 }
 
 /// One packet, its fds and its sender.
-struct Incoming<'a> {
+pub(super) struct Incoming<'a> {
     bytes: &'a [u8],
-    credentials: Option<Credentials>,
+    pub(super) credentials: Option<Credentials>,
     fds: Vec<OwnedFd>,
     errno: Option<Errno>,
 }
 
-impl Incoming<'_> {
+impl<'a> Incoming<'a> {
+    /// The next packet of a socket, or that it is at its end or broken; `None`: there is nothing now.
+    pub(super) fn next(socket: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<Self> {
+        let mut fds = Vec::new();
+        match packet::receive(socket, buffer, &mut fds, libc::MSG_DONTWAIT) {
+            Err(Errno::EAGAIN) => None,
+            Ok(packet) => {
+                Some(Self { bytes: packet.bytes, credentials: packet.credentials, fds, errno: None })
+            }
+            Err(errno) => Some(Self { bytes: &[], credentials: None, fds, errno: Some(errno) }),
+        }
+    }
+
     /// The failure that says that the channel is at its end or broken; `None`: there is a packet.
     fn lost(&self, step: Step) -> Option<Failure> {
         match self.errno {
@@ -507,7 +499,7 @@ impl Incoming<'_> {
     }
 
     /// Its message and fds, of which there may be `most`. With surplus fds, or if it does not decode, all are closed.
-    fn read<M: Message + Default>(&mut self, most: usize) -> Result<(M, Vec<OwnedFd>), Failure> {
+    pub(super) fn read<M: Message + Default>(&mut self, most: usize) -> Result<(M, Vec<OwnedFd>), Failure> {
         let mut fds = std::mem::take(&mut self.fds);
         let message = packet::read_message(self.bytes, &mut fds)
             .map_err(|error| Failure::message(Code::Spawn, Step::DecodeRequest, &error))?;

@@ -131,10 +131,7 @@ impl Client {
             park: false,
             crash_report: draft.crash_report,
         };
-        let template = match &draft.route {
-            Route::Template(id) => Some(*id),
-            Route::Server(_) | Route::Zygote(..) => None,
-        };
+        let template = draft.route.template();
         let pending = Pending {
             route: draft.route,
             message,

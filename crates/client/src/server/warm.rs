@@ -5,12 +5,12 @@
 //! why. The protocol is a launch's: a nest is asked for with the socket on which its launch will come (`Launch.park` in
 //! `proto/launch.proto`).
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use nestbox_protocol::{
     self as protocol, FdRole, LaunchControl, LaunchEvent, Step, Unpark, frame, launch_control, launch_event,
 };
-use nestbox_sys::{Errno, packet, process, socket};
+use nestbox_sys::{packet, process, socket};
 use prost::Message;
 
 use crate::channel::{self, PassedFd};
@@ -18,11 +18,12 @@ use crate::failure::{Code, Failure};
 use crate::ids::OuterIds;
 use crate::launch::NetworkNeed;
 use crate::nests::{Nest, Warm};
-use crate::networks::Shared;
 use crate::policy::PolicyHandle;
 use crate::reactor::{Interest, Key, Kind};
 use crate::templates::{self, Template, TemplateKey};
 
+use super::progress::pass;
+use super::receive::Incoming;
 use super::{Client, Preparation, gone, no_free_ids, spawn_failure};
 
 /// How long after a launch the nest that it took is replaced, if it has not ended before.
@@ -65,14 +66,15 @@ impl Client {
         Ok(())
     }
 
-    /// Throws away the warm nests of a policy.
+    /// Throws away the warm nests of a policy. One that was never looked up on this host has none.
     pub fn cool(&mut self, policy: &PolicyHandle) {
-        let Ok(resolved) = policy.resolve_for(&[]) else { return };
-        let key = TemplateKey { hash: resolved.template_key, ids: self.ids.base() };
-        let Some(id) = self.templates.find(&key) else { return };
-        let nests = self.templates.get_mut(id).map(|template| template.nests.clear());
-        for nest in nests.into_iter().flatten() {
-            self.discard(nest);
+        for resolved in policy.known() {
+            let key = TemplateKey { hash: resolved.template_key, ids: self.ids.base() };
+            let Some(id) = self.templates.find(&key) else { continue };
+            let nests = self.templates.get_mut(id).map(|template| template.nests.clear());
+            for nest in nests.into_iter().flatten() {
+                self.discard(nest);
+            }
         }
     }
 
@@ -161,12 +163,7 @@ impl Client {
             return Ok(false);
         }
         let ids = self.ids.acquire().ok_or_else(no_free_ids)?;
-        let network = if need == NetworkNeed::Own { self.networks.take() } else { None };
-        let joined = match (&network, &self.networks.shared) {
-            (Some(own), _) => Some(own.as_raw_fd()),
-            (None, Shared::Ready(shared)) if need == NetworkNeed::Shared => Some(shared.as_raw_fd()),
-            (None, _) => None,
-        };
+        let (network, joined) = self.networks.join(need);
         let nest = self.next_id();
         let socket = self.request_nest(id, nest, ids, joined).inspect_err(|_| self.ids.release(ids))?;
         if let Some(template) = self.templates.get_mut(id) {
@@ -184,24 +181,18 @@ impl Client {
         ids: OuterIds,
         network: Option<RawFd>,
     ) -> Result<OwnedFd, Failure> {
-        let step = Step::ReceiveRequest;
-        let (socket, peer) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
-        socket::pass_credentials(socket.as_fd()).map_err(spawn_failure(step, "setsockopt"))?;
-        self.reactor
-            .add(socket.as_fd(), Key::new(Kind::Nest, nest), Interest::Read)
-            .map_err(spawn_failure(step, "epoll_ctl"))?;
+        let (socket, peer) = self.launch_socket(Key::new(Kind::Nest, nest))?;
         let mut fds = vec![PassedFd::Owned(peer)];
         let mut message =
             protocol::Launch { park: true, outer_uid: ids.uid, outer_gid: ids.gid, ..Default::default() };
         if let Some(network) = network {
-            message.fds.push(protocol::PassedFd { role: FdRole::NetworkNamespace.into(), number: 0 });
-            fds.push(PassedFd::Lent(network));
+            pass(&mut message, &mut fds, FdRole::NetworkNamespace, 0, PassedFd::Lent(network));
         }
         let channel = self.templates.get_mut(id).and_then(|template| template.channel.as_mut());
         let Some(channel) = channel else { return Err(gone("the template is gone")) };
         channel
             .send(&message, fds, nest, &self.reactor)
-            .map_err(|error| Failure::message(Code::Spawn, step, &error))?;
+            .map_err(|error| Failure::message(Code::Spawn, Step::ReceiveRequest, &error))?;
         Ok(socket)
     }
 
@@ -281,16 +272,9 @@ impl Client {
     pub(super) fn read_nest(&mut self, id: u64) {
         let mut buffer = std::mem::take(&mut self.buffer);
         while let Some((template, nest)) = self.templates.of_nest(id) {
-            let mut fds = Vec::new();
-            let (sender, event) =
-                match packet::receive(nest.socket.as_fd(), &mut buffer, &mut fds, libc::MSG_DONTWAIT) {
-                    Err(Errno::EAGAIN) => break,
-                    Ok(packet) => {
-                        (packet.credentials, packet::read_message::<LaunchEvent>(packet.bytes, &mut fds))
-                    }
-                    Err(errno) => (None, Err(packet::MessageError::System { syscall: "recvmsg", errno })),
-                };
-            match (sender, event.ok().and_then(|event| event.kind)) {
+            let Some(mut incoming) = Incoming::next(nest.socket.as_fd(), &mut buffer) else { break };
+            let event = incoming.read::<LaunchEvent>(0);
+            match (incoming.credentials, event.ok().and_then(|(event, _)| event.kind)) {
                 (Some(sender), Some(launch_event::Kind::Parked(_))) => {
                     nest.pid = sender.pid;
                     self.tell_warm(template);
