@@ -8,11 +8,13 @@
 //! is said of it, are as they would be untraced. Called by [`crate::init`].
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
+use nestbox_protocol::crash::MODULES;
 use nestbox_protocol::{Step, crash};
-use nestbox_sys::Errno;
 use nestbox_sys::mount::open_at;
+use nestbox_sys::raw::write_all;
+use nestbox_sys::{Errno, memfd};
 
 use crate::fault::{At, Fault};
 use crate::remains::{CHUNK, PAGE, executable, open_of, read_all, read_memory, unescape};
@@ -38,9 +40,6 @@ const SEARCH: usize = 1 << 20;
 
 /// How much of the memory map.
 const MAPS: usize = 256 << 10;
-
-/// How many files the host gets to see: with as many outputs as there can be, one packet's fds.
-pub(crate) const MODULES: usize = 48;
 
 /// How many stops are dealt with before init looks at the clock and the host again.
 const STOPS: usize = 64;
@@ -232,7 +231,7 @@ impl Tracer {
 
     fn capture(&mut self, tid: i32, proc: RawFd, signal: i32) -> Result<(), Errno> {
         if self.file.is_none() {
-            self.file = Some(create()?);
+            self.file = Some(memfd::create(c"nestbox-crash", false)?);
             self.write(crash::HEAD, self.culprit.unwrap_or(tid), signal as u64, crash::MACHINE)?;
             let siginfo = self.siginfo;
             if self.signal.1 == signal {
@@ -383,24 +382,4 @@ fn pass_on(signal: i32, event: i32) -> usize {
 
 fn is_stop(signal: i32) -> bool {
     matches!(signal, libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)
-}
-
-/// A new memfd for the capture.
-fn create() -> Result<OwnedFd, Errno> {
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-    // SAFETY: a C string.
-    let fd = unsafe { nestbox_sys::syscall!(libc::SYS_memfd_create, c"nestbox-crash".as_ptr(), flags) }?;
-    // SAFETY: just made.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
-fn write_all(file: BorrowedFd<'_>, mut content: &[u8]) -> Result<(), Errno> {
-    while !content.is_empty() {
-        // SAFETY: content is ours and as long as said.
-        let written = unsafe {
-            nestbox_sys::syscall!(libc::SYS_write, file.as_raw_fd(), content.as_ptr(), content.len())
-        }?;
-        content = &content[written..];
-    }
-    Ok(())
 }

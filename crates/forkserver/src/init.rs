@@ -6,11 +6,11 @@
 //! handlers, no stdio, no fd of the host but its socket. Runs in the process that [`crate::template`] or
 //! [`crate::request`] cloned.
 
-use std::ffi::{CStr, c_void};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::ffi::c_void;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nestbox_protocol::{Answer, LaunchControl, LimitKind, Network, Step, frame, launch_control};
-use nestbox_sys::mount::{RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_at};
+use nestbox_sys::mount::open_at;
 use nestbox_sys::process::monotonic_ns;
 use nestbox_sys::{Errno, packet, process};
 use prost::Message;
@@ -25,10 +25,10 @@ use crate::launch::Prepared;
 use crate::listener::Handover;
 use crate::nest::{self, NestMounts};
 use crate::notify::{Finding, Supervisor};
+use crate::outputs::{Outputs, is_proc};
 use crate::parked::Parking;
 use crate::remains;
-use crate::report::{self, Ending, Marks, OUTPUTS_MAX};
-use crate::source::{below_root, status};
+use crate::report::{self, Ending, Marks};
 use crate::template::PROC_FD;
 
 /// Everything about one nest that init needs. All of it was made before the clone.
@@ -294,8 +294,7 @@ fn settle(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &mut Running<'_>) ->
 }
 
 /// All but those to kill, to read outputs as the sandboxee and, of one with another id, what its stopped calls point to, or
-/// what is traced. A supervisor of a launch without namespaces has none to give
-/// up.
+/// what is traced. A supervisor of a launch without namespaces has none to give up.
 fn give_up_capabilities(running: &mut Running<'_>) -> Result<(), Fault<'static>> {
     if std::mem::take(&mut running.capable) {
         let reads = running.supervisor.is_some() && running.launch.ids.privileged || running.tracer.is_some();
@@ -306,9 +305,9 @@ fn give_up_capabilities(running: &mut Running<'_>) -> Result<(), Fault<'static>>
 }
 
 /// The proc that was needed for the id maps shows the template's other nests; from now on it is the nest's own, if CPU
-/// time has to be summed, threads told from processes or a crash to be seen, or none. Where the nest has none, a crash is seen through the program's own
-/// directory of the template's. What else a policy shows at its place is the program's to write: a pipe there would hold
-/// init up.
+/// time has to be summed, threads told from processes or a crash to be seen, or none. Where the nest has none, a crash is
+/// seen through the program's own directory of the template's. What else a policy shows at its place is the program's to
+/// write: a pipe there would hold init up.
 fn own_proc(nest: &Nest<'_>, launch: &Prepared<'_>) -> Result<(), Errno> {
     let wanted = nest.pid_namespace && (launch.cpu_us.is_some() || nest.listens || launch.crash_report);
     let directory = libc::O_RDONLY | libc::O_DIRECTORY;
@@ -642,7 +641,7 @@ fn finish(
             ended_ns,
             marks,
             output_errnos: &outputs.errnos[..running.launch.outputs.len()],
-            output_fds: &outputs.fds[..outputs.count],
+            output_fds: outputs.fds(),
             violated: verdict.violated,
             violation,
             learned,
@@ -723,65 +722,4 @@ fn ticks_of(proc: BorrowedFd<'_>, pid: &[u8]) -> u64 {
         .take(4)
         .filter_map(|field| std::str::from_utf8(field).ok()?.parse::<u64>().ok())
         .sum()
-}
-
-/// The output files, opened, and what was captured of a crash.
-struct Outputs {
-    errnos: [i32; OUTPUTS_MAX],
-    fds: [RawFd; OUTPUTS_MAX + 1 + crash::MODULES],
-    count: usize,
-    of_crash: usize,
-}
-
-impl Outputs {
-    const fn new() -> Self {
-        let fds = [-1; OUTPUTS_MAX + 1 + crash::MODULES];
-        Self { errnos: [0; OUTPUTS_MAX], fds, count: 0, of_crash: 0 }
-    }
-
-    /// Opens each, as the sandboxee could have: with its file-system ids, following no symlink, waiting for no FIFO.
-    fn open(&mut self, launch: &Prepared<'_>, crash: Option<Tracer>) {
-        if launch.ids.privileged {
-            // SAFETY: numbers only. They answer the previous id; a failure shows as EACCES on the open.
-            let _ = unsafe { nestbox_sys::syscall!(libc::SYS_setfsgid, launch.ids.outer_gid) };
-            // SAFETY: as above.
-            let _ = unsafe { nestbox_sys::syscall!(libc::SYS_setfsuid, launch.ids.outer_uid) };
-        }
-        let (fds, count) = (&mut self.fds, &mut self.count);
-        let mut add = |fd: OwnedFd| {
-            // Open until this process ends, right after the report.
-            fds[*count] = fd.into_raw_fd();
-            *count += 1;
-        };
-        for (path, errno) in launch.outputs.iter().zip(&mut self.errnos) {
-            match open_output(path) {
-                Ok(fd) => add(fd),
-                Err(error) => *errno = error as i32,
-            }
-        }
-        let of_crash = crash.map(|tracer| tracer.finish(open_output)).unwrap_or_default();
-        self.of_crash = of_crash.len();
-        of_crash.into_iter().for_each(add);
-    }
-}
-
-/// Whether a file is on a proc.
-fn is_proc(file: BorrowedFd<'_>) -> Result<bool, Errno> {
-    const PROC_SUPER_MAGIC: i64 = 0x9fa0;
-    // SAFETY: all-zero is a valid statfs.
-    let mut system: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: a struct of ours.
-    unsafe { nestbox_sys::syscall!(libc::SYS_fstatfs, file.as_raw_fd(), &raw mut system) }?;
-    Ok(system.f_type == PROC_SUPER_MAGIC)
-}
-
-/// Opens a regular file of the nest for reading. ELOOP: a symlink somewhere in the path; EMEDIUMTYPE: not a regular file.
-fn open_output(path: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
-    let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
-    let file = open_at(libc::AT_FDCWD, below_root(path), flags, 0, resolve)?;
-    if status(file.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFREG || is_proc(file.as_fd())? {
-        return Err(Errno::EMEDIUMTYPE);
-    }
-    Ok(file)
 }

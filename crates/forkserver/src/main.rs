@@ -35,6 +35,7 @@ mod mounter;
 mod nest;
 mod network;
 mod notify;
+mod outputs;
 mod parked;
 mod privileged;
 mod quota;

@@ -5,13 +5,13 @@
 //! could be the program itself, by userfaultfd(2), and it could have init wait for ever; so [`may_read`] says no where the
 //! filter lets that call through. Used by [`crate::notify`].
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 
 use nestbox_policy::bpf::{self, Call};
-use nestbox_sys::mount::open_at;
 use nestbox_sys::raw::SysResult;
 
 use crate::arguments::Region;
+use crate::remains::{open_of, read_all};
 use crate::report::Encoder;
 
 /// The most bytes that are read for one call.
@@ -129,22 +129,9 @@ pub(crate) fn process_of(tid: i32, main: i32, proc: Option<RawFd>) -> i32 {
     if tid == main {
         return main;
     }
-    let Some(proc) = proc else { return 0 };
-    let mut path = *b"0000000000/status\0";
-    let mut rest = tid;
-    // "0000000012/status" is no name in proc: the digits are set flush with the slash, and the name begins with the first.
-    let mut first = 10;
-    while rest > 0 && first > 0 {
-        first -= 1;
-        path[first] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    let Ok(path) = std::ffi::CStr::from_bytes_with_nul(&path[first..]) else { return 0 };
-    let Ok(file) = open_at(proc, path, libc::O_RDONLY | libc::O_NONBLOCK, 0, 0) else { return 0 };
+    let Some(Ok(file)) = proc.map(|proc| open_of(proc, tid, b"/status")) else { return 0 };
     let mut text = [0_u8; 512];
-    // SAFETY: a buffer of ours.
-    let read =
-        unsafe { nestbox_sys::syscall!(libc::SYS_read, file.as_raw_fd(), text.as_mut_ptr(), text.len()) };
+    let read = read_all(&file, &mut text);
     // The name comes first, and newlines in it are escaped.
     let text = &text[..read.unwrap_or(0)];
     text.split(|&byte| byte == b'\n')
@@ -156,6 +143,7 @@ pub(crate) fn process_of(tid: i32, main: i32, proc: Option<RawFd>) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     fn own() -> i32 {
         // SAFETY: takes nothing.

@@ -6,7 +6,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fmt::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use nestbox_protocol::{Plan, Step, mount};
 use nestbox_sys::Errno;
@@ -14,6 +14,7 @@ use nestbox_sys::mount::{
     RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, attach, mount, mount_flags, open_at,
 };
 use nestbox_sys::process;
+use nestbox_sys::raw::write_all;
 
 use crate::fault::{At, Fault};
 use crate::launch::{Ids, LaunchFile, NetworkSource, Prepared};
@@ -493,15 +494,4 @@ fn write_new_file(path: &CStr, content: &[u8], mode: u32, owner: Option<(u32, u3
     }
     // SAFETY: numbers only.
     unsafe { nestbox_sys::syscall!(libc::SYS_fchmod, file.as_raw_fd(), mode) }.map(drop)
-}
-
-fn write_all(file: BorrowedFd<'_>, mut content: &[u8]) -> Result<(), Errno> {
-    while !content.is_empty() {
-        // SAFETY: content is ours and as long as said.
-        let written = unsafe {
-            nestbox_sys::syscall!(libc::SYS_write, file.as_raw_fd(), content.as_ptr(), content.len())
-        }?;
-        content = &content[written..];
-    }
-    Ok(())
 }

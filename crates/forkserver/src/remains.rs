@@ -1,7 +1,7 @@
 //! What can be seen of a program from outside: its memory, its files in proc, and the paths in its memory map.
 //!
 //! Everything here is read as bytes, at most as many as there is room for, and into memory that is there already: init may ask
-//! for no more. Called by [`crate::crash`].
+//! for no more. Called by [`crate::crash`] and, for what proc says of a thread, by [`crate::memory`].
 
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -66,7 +66,7 @@ pub(crate) fn open_of(proc: RawFd, tid: i32, name: &[u8]) -> Result<OwnedFd, Err
     path[..number.len()].copy_from_slice(number);
     path[number.len()..number.len() + name.len()].copy_from_slice(name);
     let path = CStr::from_bytes_until_nul(&path).map_err(|_| Errno::ENAMETOOLONG)?;
-    open_at(proc, path, libc::O_RDONLY, 0, 0)
+    open_at(proc, path, libc::O_RDONLY | libc::O_NONBLOCK, 0, 0)
 }
 
 /// Reads a file, as much as there is room for.

@@ -31,6 +31,9 @@ pub const TRUNCATED_MAPS: u64 = 4;
 /// There were more files.
 pub const TRUNCATED_MODULES: u64 = 8;
 
+/// How many files the host gets to see: with as many outputs as there can be, one packet's fds.
+pub const MODULES: usize = 48;
+
 /// The symboliser's fds: the capture, and the first of the files.
 pub const CAPTURE_FD: u32 = 3;
 /// See [`CAPTURE_FD`].

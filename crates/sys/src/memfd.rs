@@ -1,12 +1,13 @@
 //! Sealed memory files: the fork server's image and messages too large for a packet.
 
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 
 use crate::packet::MessageError;
+use crate::raw::write_all;
 
 /// `MFD_EXEC` (Linux 6.3): says that the file is meant to be executed, for `vm.memfd_noexec=1`.
 const MFD_EXEC: libc::c_uint = 0x10;
@@ -35,13 +36,7 @@ pub fn create(name: &CStr, exec: bool) -> Result<OwnedFd, Errno> {
 /// A memory file with `content`, sealed against every change.
 pub fn sealed(name: &CStr, content: &[u8], exec: bool) -> Result<OwnedFd, Errno> {
     let fd = create(name, exec)?;
-    let mut rest = content;
-    while !rest.is_empty() {
-        match nix::unistd::write(&fd, rest) {
-            Err(Errno::EINTR) => {}
-            other => rest = &rest[other?..],
-        }
-    }
+    write_all(fd.as_fd(), content)?;
     fcntl(&fd, FcntlArg::F_ADD_SEALS(seals()))?;
     Ok(fd)
 }

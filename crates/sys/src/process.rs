@@ -112,11 +112,10 @@ pub unsafe fn vfork_as(
     if answer < 0 { Err(Errno::from_raw(-answer as i32)) } else { Ok(answer as i32) }
 }
 
-/// clone3(2), after which the child calls `body(argument)` on its new stack.
+/// clone3(2), after which the child calls `body(argument)` on its new stack. Answers as the kernel does.
 ///
 /// # Safety
 /// `args` must give the child a stack of its own, aligned to 16 bytes; `body` must not return.
-#[cfg(target_arch = "x86_64")]
 unsafe fn clone_onto_stack(
     args: &CloneArgs,
     body: extern "C" fn(*mut c_void) -> c_int,
@@ -125,6 +124,7 @@ unsafe fn clone_onto_stack(
     let answer: isize;
     // SAFETY: only the parent leaves the block, with the kernel's answer; the child has its own stack pointer, and its
     // other registers are copies.
+    #[cfg(target_arch = "x86_64")]
     unsafe {
         core::arch::asm!(
             "syscall",
@@ -141,21 +141,8 @@ unsafe fn clone_onto_stack(
             lateout("rcx") _, lateout("r11") _,
         );
     }
-    answer
-}
-
-/// clone3(2), after which the child calls `body(argument)` on its new stack.
-///
-/// # Safety
-/// `args` must give the child a stack of its own, aligned to 16 bytes; `body` must not return.
-#[cfg(target_arch = "aarch64")]
-unsafe fn clone_onto_stack(
-    args: &CloneArgs,
-    body: extern "C" fn(*mut c_void) -> c_int,
-    argument: *mut c_void,
-) -> isize {
-    let answer: isize;
     // SAFETY: as on x86-64.
+    #[cfg(target_arch = "aarch64")]
     unsafe {
         core::arch::asm!(
             "svc 0",

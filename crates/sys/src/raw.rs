@@ -4,6 +4,8 @@
 //! there would write into its parent. These calls touch registers only, return the errno as a value, and may be used at
 //! any point between clone and exec. Called by the fork server's launch path; everything else may use libc.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use nix::errno::Errno;
 
 /// A register-sized result: the value, or the errno.
@@ -71,6 +73,20 @@ macro_rules! syscall {
         $crate::raw::syscall($number, args)
     }};
     ($number:expr) => { $crate::raw::syscall($number, [0; 6]) };
+}
+
+/// write(2) until all of `content` is written.
+pub fn write_all(file: BorrowedFd<'_>, mut content: &[u8]) -> Result<(), Errno> {
+    while !content.is_empty() {
+        // SAFETY: content is ours and as long as said.
+        let written =
+            unsafe { crate::syscall!(libc::SYS_write, file.as_raw_fd(), content.as_ptr(), content.len()) };
+        match written {
+            Err(Errno::EINTR) => {}
+            other => content = &content[other?..],
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
