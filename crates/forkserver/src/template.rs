@@ -222,7 +222,7 @@ impl Template<'_> {
                         stack: self.stack,
                         pid_namespace: true,
                         sandboxed: true,
-                        speculation: true,
+                        speculation: false,
                         park: request.park.then_some(Parking { network: self.plan.network() }),
                     },
                     fds[0].as_raw_fd(),
