@@ -19,8 +19,8 @@ const sleep = (ms) => new Promise((resolve) => void setTimeout(resolve, ms))
 
 const launchTimed = async (size) => {
   const start = performance.now()
-  await mode.launch(size)
-  return { us: (performance.now() - start) * 1000 }
+  const answer = await mode.launch(size)
+  return { us: mode.holdsClock === true ? answer : (performance.now() - start) * 1000 }
 }
 
 /**

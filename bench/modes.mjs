@@ -4,11 +4,13 @@
 // did what it should. JavaScript, not TypeScript: a host is started without a loader (see ./host.mjs).
 //
 // - `launch(size)`: one launch; `size` is what a sweep varies;
+// - `holdsClock`, where a launch answers with the microseconds that count: of something else than all of it;
 // - `settle()`, where something goes on after a launch: resolves when nothing does;
 // - `turn(launches, pause)` and `flood(launches, inFlight)`, where somebody else holds the clock;
 // - `server`, `crowd(count)`, `trace(work)`: of modes with a fork server.
 
 import { execFile, spawn } from 'node:child_process'
+import { channel } from 'node:diagnostics_channel'
 import { existsSync } from 'node:fs'
 
 import { container } from './containers.mjs'
@@ -71,10 +73,11 @@ const settled = async (server, wanted, launch) => {
 
 /** A sandbox of `policyOf` with the program in it, made ready, on a fork server of its own. */
 const opened = async (program, options, policyOf) => {
-  const { ForkServer, Sandbox, policy, trace } = await nestbox()
+  const { ForkServer, Sandbox, policy, syscallFilter, trace } = await nestbox()
   const server = await ForkServer.start()
-  const sandbox = await Sandbox.create(policyOf(policy).bind(program, '/program'), { server, ...options })
-  return { sandbox, server, trace, policy, Sandbox }
+  const shown = (base) => policyOf(base, syscallFilter).bind(program, '/program')
+  const sandbox = await Sandbox.create(shown(policy), { server, ...options })
+  return { sandbox, server, trace, policy: () => shown(policy), Sandbox }
 }
 
 /** A mode of nestbox: `launching(launcher)` gives what launches once. */
@@ -92,10 +95,7 @@ const ours = async (program, options, policyOf, launching) => {
       // A sandbox keeps no more than that.
       const most = 1000
       for (let index = 0; index * most < count; index += 1) {
-        crowds[index] ??= await Sandbox.create(policyOf(policy).bind(program, '/program').hostname(`crowd-${index}`), {
-          server,
-          warm: 0,
-        })
+        crowds[index] ??= await Sandbox.create(policy().hostname(`crowd-${index}`), { server, warm: 0 })
         await crowds[index].warm(Math.min(count - index * most, most))
       }
       crowded = count
@@ -124,6 +124,38 @@ const capturing = (programs, options = {}) =>
     if (result.exitCode !== 0 || result.stdout !== OUTPUT) throw unexpected(result)
     return result
   })
+
+// ---- syscall filters
+
+const unfiltered = (policy) => policy('host-system').syscalls('unfiltered')
+
+/** What the default filter does not list is reported, so that there is a listener, and an init that polls it. */
+const reporting = (policy, filter) => policy('host-system').syscalls(filter().preset('default').otherwise('report'))
+
+/** The call that ./programs/violate.c makes. */
+const FORBIDDEN = 'mkdirat'
+
+const violations = channel('nestbox:violation')
+
+const micros = (nanoseconds) => Number(nanoseconds) / 1000
+
+/** From the forbidden call until JavaScript hears of it: the program and the host read one clock, CLOCK_MONOTONIC. */
+const violating = async ({ violate }, forbid, args, stampOf) => {
+  const forbidding = (policy, filter) => policy('host-system').syscalls(forbid(filter()).preset('default'))
+  const options = Object.freeze({ stdin: 'ignore', stderr: 'ignore', encoding: 'buffer' })
+  const mode = await ours(violate, {}, forbidding, (launcher) => async () => {
+    let heard
+    const hear = () => {
+      heard = micros(process.hrtime.bigint())
+    }
+    violations.subscribe(hear)
+    const result = await launcher.run('/program', args, options)
+    violations.unsubscribe(hear)
+    if (result.status !== 'violation' || heard === undefined) throw unexpected(result)
+    return heard - micros(stampOf(result))
+  })
+  return { ...mode, holdsClock: true }
+}
 
 const TEXT = 64 * 1024
 
@@ -196,6 +228,26 @@ const modes = {
   /** The network namespace is one that launches share. */
   'nestbox-cold-shared-loopback': (programs) =>
     ignoring(programs, { warm: 0 }, (policy) => policy('host-system').network('shared-loopback')),
+  /** The namespaces and limits alone. */
+  'nestbox-unfiltered': (programs) => ignoring(programs, {}, unfiltered),
+  'nestbox-cold-unfiltered': (programs) => ignoring(programs, { warm: 0 }, unfiltered),
+  'nestbox-report': (programs) => ignoring(programs, {}, reporting),
+  'nestbox-cold-report': (programs) => ignoring(programs, { warm: 0 }, reporting),
+  'nestbox-violation': (programs) =>
+    violating(
+      programs,
+      (filter) => filter.report(FORBIDDEN),
+      [],
+      ({ violation }) => BigInt(violation.args[5]),
+    ),
+  /** The kernel kills, and there is nothing to tell but that: the program has written the time before. */
+  'nestbox-violation-kill': (programs) =>
+    violating(
+      programs,
+      (filter) => filter.kill(FORBIDDEN),
+      ['write'],
+      ({ stdout }) => Buffer.from(stdout).readBigInt64LE(),
+    ),
   'nestbox-capture': (programs) => capturing(programs),
   'nestbox-cold-capture': (programs) => capturing(programs, { warm: 0 }),
   /** No isolation, only somebody else's fork. */

@@ -14,6 +14,8 @@ export interface Programs {
   readonly hello: string
   /** Writes as many bytes as it is told to. */
   readonly emit: string
+  /** Makes a call that its filter forbids, and says when. */
+  readonly violate: string
   /** Fills the machine with threads. */
   readonly sleepers: string
   /** An empty directory. */
@@ -52,6 +54,7 @@ export const compilePrograms = (peers: Programs['peers'] = {}): Programs => {
       trivial: compile('trivial', 'trivial.c', ...bare),
       hello: compile('hello', 'trivial.c', '-DSAY', ...bare),
       emit: compile('emit', 'emit.c', '-static'),
+      violate: compile('violate', 'violate.c', ...bare),
       sleepers: compile('sleepers', 'sleepers.c', '-pthread'),
       scratch: mkdtempSync(path.join(directory, 'scratch-')),
       floor: builtFloor(),

@@ -119,6 +119,26 @@ const memoryOutcome = (run: Run): Outcome => {
   }
 }
 
+/** What it may take until the host knows of a violation, in milliseconds. */
+const VIOLATION_HEARD = 2
+
+const violationOutcome = (run: Run): Outcome => {
+  const measure = "from a forbidden call (`'report'`) until the host hears of the violation, p50"
+  const target = `≤ ${VIOLATION_HEARD} ms`
+  const heard = samplesOf(run, 'violation', 'nestbox-violation')
+  if (heard === undefined) return { measure, target, measured: undefined, met: undefined }
+  const killed = samplesOf(run, 'violation', 'nestbox-violation-kill')
+  return {
+    measure,
+    target,
+    measured: milliseconds(median(heard.us)),
+    met: median(heard.us) <= VIOLATION_HEARD * MILLISECOND,
+    beside: [`p99: ${milliseconds(quantile(heard.us, 0.99))}`]
+      .concat(killed === undefined ? [] : `'kill': ${milliseconds(median(killed.us))}`)
+      .join(', '),
+  }
+}
+
 /** What a nest may take that waits for its launch. */
 const MOST_PER_NEST = 300
 
@@ -199,6 +219,20 @@ export const outcomes = (run: Run): Outcome[] => {
       ["pivot: 'nested'", growth('mounts', 'sandbox2-nested')],
     ]),
     memoryOutcome(run),
+    // ---- the filter
+    ratioOutcome(
+      "the default syscall filter against `'unfiltered'`, warm",
+      { most: 1.05 },
+      ratio('filter', 'nestbox', 'nestbox-unfiltered'),
+      [['with nothing made ahead', ratio('filter-cold', 'nestbox-cold', 'nestbox-cold-unfiltered')]],
+    ),
+    ratioOutcome(
+      "a filter whose default action is `'report'` against `'unfiltered'`, warm",
+      { most: 1.15 },
+      ratio('filter', 'nestbox-report', 'nestbox-unfiltered'),
+      [['with nothing made ahead', ratio('filter-cold', 'nestbox-cold-report', 'nestbox-cold-unfiltered')]],
+    ),
+    violationOutcome(run),
     // ---- close to the floor
     ratioOutcome(
       'cold `sandbox.run` (`warm: 0`), all namespaces, against the cold floor',

@@ -2,6 +2,7 @@
 // goes into the file of the run as it is.
 
 import type { Scenario } from '../measure.ts'
+import { filter, filterCold, violation } from './filters.ts'
 import { backToBack, capture, ignore, tail } from './latency.ts'
 import { memory } from './memory.ts'
 import { steps } from './steps.ts'
@@ -14,6 +15,9 @@ export const scenarios: readonly Scenario[] = [
   backToBack,
   tail,
   capture,
+  filter,
+  filterCold,
+  violation,
   heap,
   threads,
   mounts,
