@@ -6,6 +6,7 @@ import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 import test, { type ExecutionContext } from 'ava'
+import * as z from 'zod'
 
 import { policy } from '../index.ts'
 import { EXIT, exitCodeOf } from '../lib/cli/exit.ts'
@@ -193,9 +194,54 @@ test('policy files that are none', async (t) => {
   refused('{"version": 2}', /version must be 1/)
   refused('{"version": 1, "limits": 5}', /limits/)
   refused('{"version": 1, "mounts": [{}]}', /mounts\[0\]/)
+  refused('{"version": 1, "limits": {"disk": "1MB"}}', /limits\.disk: It must be a whole number of bytes/)
   t.throws(() => parseRun(['--policy', `${file}x`]), { message: /ENOENT/ })
   t.throws(() => parseRun(['--policy', file, '--base', 'empty']), { name: 'UsageError' })
-  t.is((await run('--policy', file, 'true')).code, EXIT.usage)
+  writeFileSync(file, '{"version": 1, "netwrok": "none"}')
+  t.like(await run('--policy', file, 'true'), {
+    code: EXIT.usage,
+    stderr: `nestbox: ${file}: netwrok: There is no such option.\n`,
+  })
+  t.like(await run('--network', 'all', 'true'), {
+    code: EXIT.usage,
+    stderr: 'nestbox: The options: network: The network must be "none", "shared-loopback" or "host".\n',
+  })
+})
+
+test('a policy file may leave out what has a default, and write sizes as people do', async (t) => {
+  const directory = scratch(t)
+  const file = path.join(directory, 'policy.json')
+  const written = {
+    version: 1,
+    base: 'host-system',
+    mounts: [
+      { type: 'bind', source: directory, path: '/data' },
+      { type: 'tmpfs', path: '/scratch', size: '1MiB' },
+      { type: 'file', path: '/motd', content: 'hello' },
+    ],
+    limits: { disk: '2MiB', wallTime: 9000 },
+  }
+  writeFileSync(file, JSON.stringify(written))
+  const printed = await run('--policy', file, '--print-policy')
+  const expected = policy('host-system')
+    .bind(directory, '/data')
+    .tmpfs('/scratch', { size: '1MiB' })
+    .file('/motd', 'hello')
+    .limits({ disk: '2MiB', wallTime: 9000 })
+  t.deepEqual(JSON.parse(printed.stdout), JSON.parse(JSON.stringify(expected)))
+  t.is((await run('--policy', file, 'cat', '/motd')).stdout, 'hello')
+  // Editors agree, by the schema that is shipped.
+  const schema = z.fromJSONSchema(policyJSONSchema() as Parameters<typeof z.fromJSONSchema>[0])
+  t.true(schema.safeParse(written).success)
+  t.true(schema.safeParse({ $schema: './policy.schema.json', ...JSON.parse(printed.stdout) }).success)
+  for (const wrong of [
+    { version: 2 },
+    { limits: { disk: '1MB' } },
+    { mounts: [{ type: 'bind' }] },
+    { netwrok: 'none' },
+  ]) {
+    t.false(schema.safeParse({ ...written, ...wrong }).success, JSON.stringify(wrong))
+  }
 })
 
 test('learning writes a policy that lets the same run pass, and nothing else', async (t) => {
@@ -253,9 +299,11 @@ test('help, version and mistakes', async (t) => {
   t.is(main.code, 0)
   const { version } = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8')) as { version: string }
   t.is((await nestbox(['--version'])).stdout, `${version}\n`)
+  t.is((await nestbox(['-v'])).stdout, `${version}\n`)
   t.is((await nestbox([])).code, EXIT.usage)
+  t.is((await nestbox(['schema', '--nope'])).code, EXIT.usage)
   t.regex((await nestbox(['fly'])).stderr, /no command "fly"/)
-  const helps = await Promise.all(['run', 'doctor', 'bench'].map((name) => nestbox([name, '--help'])))
+  const helps = await Promise.all(['run', 'doctor', 'bench', 'schema'].map((name) => nestbox([name, '--help'])))
   for (const { code, stdout } of helps) {
     t.is(code, 0)
     t.regex(stdout, /^Usage$/m)

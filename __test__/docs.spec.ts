@@ -8,6 +8,7 @@ import {
   existsSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   rmSync,
   symlinkSync,
@@ -20,6 +21,7 @@ import { promisify } from 'node:util'
 import test from 'ava'
 
 import { policy } from '../index.ts'
+import { parseRun } from '../lib/cli/options.ts'
 import { type Block, blocksOf, pages, type Program, programsOf, ROOT } from './docs/blocks.ts'
 import type { Outcome } from './docs/run.ts'
 
@@ -173,11 +175,18 @@ test('transcripts name commands and options that there are', async (t) => {
 
 test('JSON in the documentation is JSON, and policies are policies', (t) => {
   const texts = blocks.filter(({ language }) => language === 'json')
+  let policies = 0
   for (const { page, line, lines } of texts) {
-    const value = t.notThrows(() => JSON.parse(lines.join('\n')) as { base?: unknown }, `${page}:${line}`)
-    if (typeof value === 'object' && 'base' in value) t.notThrows(() => policy.parse(value), `${page}:${line}`)
+    const at = `${page}:${line}`
+    const file = path.join(directory, 'policy.json')
+    writeFileSync(file, lines.join('\n'))
+    t.notThrows(() => JSON.parse(lines.join('\n')) as unknown, at)
+    if (!lines.join('\n').includes('"base"')) continue
+    policies += 1
+    // As the command reads it: with `$schema`.
+    t.notThrows(() => policy.parse(parseRun(['--policy', file]).policy), at)
   }
-  t.true(texts.length > 0)
+  t.true(policies > 0)
 })
 
 test('nothing in the documentation is left out of these tests by mistake', (t) => {
@@ -189,12 +198,35 @@ test('nothing in the documentation is left out of these tests by mistake', (t) =
   )
 })
 
+/** What GitHub makes of a heading. */
+const anchorOf = (heading: string): string =>
+  heading
+    .toLowerCase()
+    .replaceAll(/[^\p{L}\p{N}_ -]/gu, '')
+    .replaceAll(' ', '-')
+
+const anchorsOf = (file: string): Set<string> => {
+  const text = readFileSync(file, 'utf8').replaceAll(/^```.*?^```$/gms, '')
+  return new Set([...text.matchAll(/^#+ (.*)$/gm)].map(([, heading = '']) => anchorOf(heading)))
+}
+
+/** Every page of the repository. */
+const allPages = (): string[] => [
+  ...['README.md', 'CHANGELOG.md', 'examples/README.md', 'fuzz/README.md', '__test__/attacks/README.md'],
+  ...readdirSync(path.join(ROOT, 'docs'), { recursive: true })
+    .map((name) => path.join('docs', String(name)))
+    .filter((name) => name.endsWith('.md')),
+]
+
 test('links within the repository lead somewhere', (t) => {
-  for (const page of [...pages(), 'docs/README.md']) {
-    const text = readFileSync(path.join(ROOT, page), 'utf8')
+  for (const page of allPages()) {
+    const text = readFileSync(path.join(ROOT, page), 'utf8').replaceAll(/^```.*?^```$/gms, '')
     for (const [, link = ''] of text.matchAll(/\]\(([^)\s]+)\)/g)) {
-      if (/^(?:https?:|#)/.test(link)) continue
-      t.true(existsSync(path.join(ROOT, path.dirname(page), link.split('#')[0] ?? '')), `${page}: ${link}`)
+      if (/^https?:/.test(link)) continue
+      const [to = '', anchor] = link.split('#')
+      const file = to === '' ? path.join(ROOT, page) : path.join(ROOT, path.dirname(page), to)
+      t.true(existsSync(file), `${page}: ${link}`)
+      if (anchor !== undefined) t.true(anchorsOf(file).has(anchor), `${page}: ${link}`)
     }
   }
 })

@@ -180,10 +180,11 @@ export const EnvName = NonEmptyString.refine((name) => !name.includes('='), 'It 
 
 const UNITS = { B: 1, KiB: 1024, MiB: 1024 ** 2, GiB: 1024 ** 3 } as const
 
-const SIZE = /^(\d+(?:\.\d+)?)(B|KiB|MiB|GiB)$/
+/** A size as text. */
+export const SIZE = /^(\d+(?:\.\d+)?)(B|KiB|MiB|GiB)$/
 
 /** The bytes that a size means; NaN if it means none. */
-const bytesOf = (size: unknown): number => {
+export const bytesOf = (size: unknown): number => {
   if (typeof size === 'number') return size
   const match = typeof size === 'string' ? SIZE.exec(size) : null
   if (match === null) return Number.NaN
@@ -191,7 +192,7 @@ const bytesOf = (size: unknown): number => {
 }
 
 /** A whole number that is at least `least`, or `Infinity`. (zod's own numbers are finite.) */
-const isCount = (count: unknown, least: number): boolean =>
+export const isCount = (count: unknown, least: number): boolean =>
   count === Infinity || (Number.isSafeInteger(count) && (count as number) >= least)
 
 /** Bytes, as a number or as `'64MiB'`. `least` is the smallest that makes sense; `Infinity` is one. */

@@ -83,7 +83,7 @@ const table = (checks: readonly DoctorCheck[], paint: Paint): string[] => {
 
 const describe = ({ name, hint, fixes }: DoctorBlocker, paint: Paint): string[] => [
   paint.bold(`[${name}]`),
-  `  ${hint}.`,
+  `  ${hint.charAt(0).toUpperCase()}${hint.slice(1)}.`,
   ...fixes.flatMap(({ title, text }) => [
     '',
     `  ${paint.cyan(title)}:`,

@@ -26,7 +26,7 @@ ${heading('Usage')}
   nestbox schema                                 print the JSON schema of policy files
   nestbox --version
 
-Each command has its own --help.
+\`nestbox help COMMAND\`, or COMMAND --help, tells more.
 
 ${heading('Try')}
   nestbox run python3 -c 'print(6 * 7)'
@@ -161,4 +161,22 @@ ${list([
   ['--heap SIZE', 'memory that this process has and touches first, such as 1GiB'],
   ['--json', 'the times as JSON'],
 ])}
+`
+
+export const schemaHelp = (): string => `Print the JSON schema of policy files.
+
+${heading('Usage')}
+  nestbox schema > policy.schema.json
+
+It is in the package, too. Editors check and complete a file that names it:
+
+  {
+    "$schema": "./node_modules/nestbox/policy.schema.json",
+    "version": 1,
+    "base": "host-system",
+    "mounts": [{ "type": "bind", "source": "/srv/data", "path": "/data" }],
+    "limits": { "wallTime": 10000, "disk": "16MiB" }
+  }
+
+What a file leaves out has its default. \`nestbox run --print-policy\` prints a whole one.
 `

@@ -25,6 +25,7 @@ const COMMANDS: { readonly [name: string]: (argv: readonly string[]) => Promise<
   help: ([command]) => (command === undefined ? say(mainHelp()) : main([command, '--help'])),
   '--help': () => say(mainHelp()),
   '-h': () => say(mainHelp()),
+  '-v': () => say(`${version()}\n`),
   '--version': () => say(`${version()}\n`),
 }
 

@@ -71,6 +71,8 @@ export interface RunCommand {
   readonly help: boolean
   /** The JSON of a policy, not validated yet. */
   readonly policy: { [key: string]: unknown }
+  /** Where it is from, for a message. */
+  readonly policyFrom: string
   readonly file: string | undefined
   readonly args: readonly string[]
   readonly launch: Pick<LaunchOptions, 'env' | 'cwd' | 'files' | 'outputs'>
@@ -118,6 +120,7 @@ export const parseRun = (argv: readonly string[]): RunCommand => {
   return {
     help: values['help'] === true,
     policy: policyOf(values),
+    policyFrom: policyFile(values) ?? 'The options',
     file,
     args,
     launch: launchOf(values),
@@ -167,6 +170,11 @@ const readPolicy = (file: string): { [key: string]: unknown } => {
   if (!isRecord(json)) throw new UsageError(`--policy: ${file} must hold a JSON object.`)
   const { $schema: _, ...policy } = json
   return policy
+}
+
+const policyFile = (values: Values): string | undefined => {
+  const file = textOf(values, 'policy')
+  return file === '-' ? 'The policy on stdin' : file
 }
 
 const policyOf = (values: Values): { [key: string]: unknown } => {

@@ -2,10 +2,11 @@
 
 import { openSync, writeFileSync, writeSync } from 'node:fs'
 
-import { asError } from '../errors.ts'
+import { asError, describeIssues, PolicyError } from '../errors.ts'
 import type { AnyResult } from '../launch/result.ts'
 import type { LaunchOptions, Sandboxee } from '../launch/types.ts'
 import { policy as policyFactory } from '../policy/policy.ts'
+import type { Policy } from '../policy/types.ts'
 import { Sandbox } from '../sandbox.ts'
 import { learn } from '../supervision/learn.ts'
 import { errorJSON, exitCodeOf, exitCodeOfError, UsageError } from './exit.ts'
@@ -24,13 +25,23 @@ export const runCommand = async (argv: readonly string[]): Promise<number> => {
     return 0
   }
   if (command.printPolicy) {
-    await write(process.stdout, `${JSON.stringify(policyFactory.parse(command.policy), undefined, 2)}\n`)
+    await write(process.stdout, `${JSON.stringify(policyOf(command), undefined, 2)}\n`)
     return 0
   }
   if (command.file === undefined) {
     throw new UsageError('What is to be run? `nestbox run [options] [--] program [args...]`; --help tells more.')
   }
   return launch(command, command.file)
+}
+
+/** The policy, or what is wrong with it in the words of who typed it: no call of the API is. */
+const policyOf = ({ policy, policyFrom }: RunCommand): Policy => {
+  try {
+    return policyFactory.parse(policy)
+  } catch (error) {
+    if (!(error instanceof PolicyError)) throw error
+    throw new PolicyError(describeIssues(policyFrom, error.issues), error.issues, { cause: error })
+  }
 }
 
 const launch = async (command: RunCommand, file: string): Promise<number> => {
@@ -58,7 +69,7 @@ const outcome = async (command: RunCommand, file: string): Promise<AnyResult> =>
   }
   if (command.learn !== undefined) return learnInto(command.learn, command, file, options)
   // One launch is all there will be: no nest is kept warm for the next one.
-  await using sandbox = await Sandbox.create(policyFactory.parse(command.policy), { warm: 0 })
+  await using sandbox = await Sandbox.create(policyOf(command), { warm: 0 })
   const signals = forwardSignals()
   try {
     const sandboxee = await sandbox.spawn(file, command.args, options)
@@ -71,7 +82,7 @@ const outcome = async (command: RunCommand, file: string): Promise<AnyResult> =>
 
 /** Runs it with every call allowed, and writes the policy that would have let it pass. */
 const learnInto = async (to: string, command: RunCommand, file: string, options: LaunchOptions): Promise<AnyResult> => {
-  const policy = policyFactory.parse(command.policy)
+  const policy = policyOf(command)
   const abort = new AbortController()
   const signals = forwardSignals()
   signals.to({ kill: (signal) => (abort.abort(new Error(`${signal} was received.`)), true) })

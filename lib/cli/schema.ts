@@ -1,10 +1,14 @@
 // `nestbox schema`: the JSON schema of policy files, made from the schema that validates them. The package ships it as
 // `policy.schema.json`.
 
+import { parseArgs } from 'node:util'
+
 import * as z from 'zod'
 
 import { PolicyInputSchema } from '../policy/schema.ts'
 import { ActionSchema, DefaultActionSchema, FilterSchema, PresetSchema, SyscallsSchema } from '../syscalls/schema.ts'
+import { UsageError } from './exit.ts'
+import { schemaHelp } from './help.ts'
 import { write } from './terminal.ts'
 
 /** What an editor shows at each key. */
@@ -63,7 +67,14 @@ export const policyJSONSchema = (): object => {
 }
 
 /** Carries out the command; returns what to exit with. */
-export const schemaCommand = async (): Promise<number> => {
-  await write(process.stdout, `${JSON.stringify(policyJSONSchema(), undefined, 2)}\n`)
+export const schemaCommand = async (argv: readonly string[]): Promise<number> => {
+  let values
+  try {
+    values = parseArgs({ args: [...argv], options: { help: { type: 'boolean', short: 'h' } } }).values
+  } catch (error) {
+    throw new UsageError((error as Error).message, { cause: error })
+  }
+  const text = values.help === true ? schemaHelp() : `${JSON.stringify(policyJSONSchema(), undefined, 2)}\n`
+  await write(process.stdout, text)
   return 0
 }

@@ -32,6 +32,7 @@ import {
   SymlinkCall,
   TmpfsCall,
   UnixSocketsSchema,
+  withDefaults,
 } from './schema.ts'
 import type {
   BindOptions,
@@ -173,35 +174,30 @@ class Builder implements PolicyBuilder {
   bind(source: string, path: string = source, options: BindOptions = {}): PolicyBuilder {
     const what = 'policy.bind()'
     const call = checked(what, BindCall, { source, path, options })
-    const { writable = false, exec = !writable, optional = false } = call.options
-    return this.#mount(what, { type: 'bind', source: call.source, path: call.path, writable, exec, optional })
+    return this.#mount(what, withDefaults({ type: 'bind', source: call.source, path: call.path, ...call.options }))
   }
 
   mountPoint(path: string, options: MountPointOptions = {}): PolicyBuilder {
     const what = 'policy.mountPoint()'
     const call = checked(what, MountPointCall, { path, options })
-    const { writable = false, exec = !writable } = call.options
-    return this.#mount(what, { type: 'mountPoint', path: call.path, writable, exec })
+    return this.#mount(what, withDefaults({ type: 'mountPoint', path: call.path, ...call.options }))
   }
 
   tmpfs(path: string, options: TmpfsOptions = {}): PolicyBuilder {
     const what = 'policy.tmpfs()'
     const call = checked(what, TmpfsCall, { path, options })
-    const { size = null, inodes = null, mode = 0o1777 } = call.options
-    return this.#mount(what, { type: 'tmpfs', path: call.path, size, inodes, mode })
+    return this.#mount(what, withDefaults({ type: 'tmpfs', path: call.path, ...call.options }))
   }
 
   file(path: string, content: string | Uint8Array, options: FileOptions = {}): PolicyBuilder {
     const what = 'policy.file()'
     const call = checked(what, FileCall, { path, content, options })
-    const text = typeof call.content === 'string'
-    return this.#mount(what, {
-      type: 'file',
-      path: call.path,
-      content: typeof call.content === 'string' ? call.content : Buffer.from(call.content).toString('base64'),
-      encoding: text ? 'utf8' : 'base64',
-      mode: call.options.mode ?? 0o644,
-    })
+    const given = call.content
+    const written =
+      typeof given === 'string'
+        ? ({ content: given, encoding: 'utf8' } as const)
+        : ({ content: Buffer.from(given).toString('base64'), encoding: 'base64' } as const)
+    return this.#mount(what, withDefaults({ type: 'file', path: call.path, ...written, ...call.options }))
   }
 
   symlink(path: string, pointsTo: string): PolicyBuilder {

@@ -5,20 +5,32 @@ import * as z from 'zod'
 
 import {
   AbsolutePath,
+  bytesOf,
   ContentSchema,
   countSchema,
   DurationSchema,
   EnvName,
   IdSchema,
+  isCount,
   KernelString,
   ModeSchema,
   type Mutable,
   NonEmptyString,
+  SIZE,
   sizeSchema,
   type Tied,
 } from '../validate.ts'
 import { SyscallsSchema } from '../syscalls/schema.ts'
-import type { BindOptions, FileOptions, Ids, Limits, MountPointOptions, PolicyJSON, TmpfsOptions } from './types.ts'
+import type {
+  BindOptions,
+  FileOptions,
+  Ids,
+  Limits,
+  MountJSON,
+  MountPointOptions,
+  PolicyJSON,
+  TmpfsOptions,
+} from './types.ts'
 
 // ---- the builder's calls -------------------------------------------------------------------------------------------------
 
@@ -89,58 +101,120 @@ export const LibrariesForCall = z.strictObject({ binary: AbsolutePath })
 
 // ---- the published form ----------------------------------------------------------------------------------------------------
 
-const MountSchema = z.discriminatedUnion('type', [
-  z.strictObject({
-    type: z.literal('bind'),
-    source: AbsolutePath,
-    path: AbsolutePath,
-    writable: z.boolean(),
-    exec: z.boolean(),
-    optional: z.boolean(),
-  }),
-  z.strictObject({ type: z.literal('mountPoint'), path: AbsolutePath, writable: z.boolean(), exec: z.boolean() }),
-  z.strictObject({
-    type: z.literal('tmpfs'),
-    path: AbsolutePath,
-    size: z.int().min(PAGE).nullable(),
-    inodes: z.int().min(1).nullable(),
-    mode: ModeSchema,
-  }),
-  z
-    .strictObject({
-      type: z.literal('file'),
+/** A {@link MountJSON} of which may be missing what has a default. */
+type MountInput = MountJSON extends infer M
+  ? M extends MountJSON
+    ? { readonly [K in Extract<keyof M, Needed<M['type']>>]: M[K] } & {
+        readonly [K in Exclude<keyof M, Needed<M['type']>>]?: M[K] | undefined
+      }
+    : never
+  : never
+
+type Needed<T extends MountJSON['type']> =
+  | 'type'
+  | (T extends 'bind' ? 'source' : 'path')
+  | 'content'
+  | 'pointsTo'
+  | 'binary'
+
+/** A mount with everything that it does not say: the same for the builder's calls and for JSON. */
+export const withDefaults = (mount: MountInput): Mutable<MountJSON> => {
+  switch (mount.type) {
+    case 'bind': {
+      const { type, source, path = source, writable = false, exec = !writable, optional = false } = mount
+      return { type, source, path, writable, exec, optional }
+    }
+    case 'mountPoint': {
+      const { type, path, writable = false, exec = !writable } = mount
+      return { type, path, writable, exec }
+    }
+    case 'tmpfs': {
+      const { type, path, size = null, inodes = null, mode = 0o1777 } = mount
+      return { type, path, size, inodes, mode }
+    }
+    case 'file': {
+      const { type, path, content, encoding = 'utf8', mode = 0o644 } = mount
+      return { type, path, content, encoding, mode }
+    }
+    default:
+      return { ...mount }
+  }
+}
+
+/** A count in JSON: `null` is no limit. */
+const countJSON = (least: number) => {
+  const message = `It must be a whole number that is at least ${least}, or null`
+  return z.int(message).min(least, message).nullable()
+}
+
+/** Bytes in JSON: a number, a size such as `'64MiB'`, or `null` for no limit. */
+const sizeJSON = (least: number) => {
+  const message = `It must be a whole number of bytes that is at least ${least}, a size such as "64MiB", or null`
+  const sizes = [z.int(message).min(least, message), z.string(message).regex(SIZE, message), z.null(message)] as const
+  return z
+    .union(sizes, message)
+    .transform((size) => (size === null ? null : bytesOf(size)))
+    .refine((bytes) => bytes === null || isCount(bytes, least), message)
+}
+
+// What is written by hand may leave out what the builder's calls do not ask for either, and has the same defaults then.
+const MountSchema = z
+  .discriminatedUnion('type', [
+    z.strictObject({
+      type: z.literal('bind'),
+      source: AbsolutePath,
+      path: AbsolutePath.optional(),
+      writable: z.boolean().optional(),
+      exec: z.boolean().optional(),
+      optional: z.boolean().optional(),
+    }),
+    z.strictObject({
+      type: z.literal('mountPoint'),
       path: AbsolutePath,
-      content: z.string(),
-      encoding: z.enum(['utf8', 'base64']),
-      mode: ModeSchema,
-    })
-    .refine(
-      ({ content, encoding }) => (encoding === 'utf8' ? content.isWellFormed() : isBase64(content)),
-      'The content does not fit its encoding',
-    ),
-  z.strictObject({ type: z.literal('symlink'), path: AbsolutePath, pointsTo: NonEmptyString }),
-  z.strictObject({ type: z.literal('librariesFor'), binary: AbsolutePath }),
-])
+      writable: z.boolean().optional(),
+      exec: z.boolean().optional(),
+    }),
+    z.strictObject({
+      type: z.literal('tmpfs'),
+      path: AbsolutePath,
+      size: sizeJSON(PAGE).optional(),
+      inodes: countJSON(1).optional(),
+      mode: ModeSchema.optional(),
+    }),
+    z
+      .strictObject({
+        type: z.literal('file'),
+        path: AbsolutePath,
+        content: z.string('It must be a string'),
+        encoding: z.enum(['utf8', 'base64']).optional(),
+        mode: ModeSchema.optional(),
+      })
+      .refine(
+        ({ content, encoding }) => (encoding === 'base64' ? isBase64(content) : content.isWellFormed()),
+        'The content does not fit its encoding',
+      ),
+    z.strictObject({ type: z.literal('symlink'), path: AbsolutePath, pointsTo: NonEmptyString }),
+    z.strictObject({ type: z.literal('librariesFor'), binary: AbsolutePath }),
+  ])
+  .transform(withDefaults)
 
 /** Node decodes what it can and drops the rest; what is published must be whole. */
 const isBase64 = (text: string): boolean => Buffer.from(text, 'base64').toString('base64') === text
 
-const limit = (least: number) => z.int().min(least).nullable()
-
 export const LimitsJSONSchema = z.strictObject({
-  wallTime: limit(1),
-  cpuTime: limit(1),
-  processes: limit(1),
-  output: limit(0),
-  disk: limit(PAGE),
-  openFiles: limit(3),
-  fileSize: limit(0),
-  addressSpacePerProcess: limit(PAGE),
-  stack: limit(PAGE),
-  core: limit(0),
+  wallTime: countJSON(1),
+  cpuTime: countJSON(1),
+  processes: countJSON(1),
+  output: sizeJSON(0),
+  disk: sizeJSON(PAGE),
+  openFiles: countJSON(3),
+  fileSize: sizeJSON(0),
+  addressSpacePerProcess: sizeJSON(PAGE),
+  stack: sizeJSON(PAGE),
+  core: sizeJSON(0),
 })
 
-/** What `parse` reads: of the published form all but the version may be left out. */
+/** What `parse` reads: of the published form all but the version may be left out, and sizes may be text. */
 export const PolicyInputSchema = z.strictObject({
   version: z.literal(1, 'The version must be 1'),
   base: BaseSchema.optional(),

@@ -332,7 +332,8 @@ export interface PolicyFactory {
    */
   (base?: PolicyBase): PolicyBuilder
   /**
-   * Reads the published form, as text or as a value. Absent keys get their defaults, unknown ones are refused.
+   * Reads the published form, as text or as a value. What has a default may be left out (all but `version`, and of mounts what
+   * they are about), and sizes may be text: `'64MiB'`. Keys that there are not are refused.
    *
    * @throws `PolicyError`
    */
