@@ -7,7 +7,17 @@
 //   --all         fail unless there is an addon for every platform, as a release needs
 
 import { spawnSync } from 'node:child_process'
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
@@ -25,6 +35,9 @@ const out = path.resolve(values.out)
 
 const readJSON = (file) => JSON.parse(readFileSync(file, 'utf8'))
 const manifest = readJSON(path.join(root, 'package.json'))
+
+/** A larger addon is more than people expect of a download, and likely to have its symbols still. */
+const ADDON_MAX = 8_000_000
 
 /** What is always in a package, whatever `files` says. */
 const ALWAYS = ['README.md', 'LICENSE']
@@ -47,7 +60,10 @@ const stageRoot = (stage) => {
 
 const stagePlatform = (stage, { name, manifest: { main } }) => {
   cpSync(path.join(root, 'npm', name), stage, { recursive: true })
-  cpSync(path.join(root, main), path.join(stage, main))
+  const addon = path.join(root, main)
+  const { size } = statSync(addon)
+  if (size > ADDON_MAX) fail(`${main} has ${kilo(size)}, more than ${kilo(ADDON_MAX)}: is it stripped?`)
+  cpSync(addon, path.join(stage, main))
 }
 
 const kilo = (bytes) => `${(bytes / 1024).toFixed(0)} KiB`
