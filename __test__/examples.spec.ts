@@ -115,6 +115,17 @@ test('code runner: its page, in a browser', async (t) => {
   t.is(picture.exec, 1)
   t.true(picture.labels.includes('exec') && picture.labels.includes('the program'))
   t.is(picture.outside, 0)
+  // Bars are to one scale, and one that is not whole has a gap.
+  const bars = (await page.evaluate(`[0.05, 1000].map((execMs) => {
+    const svg = draw({ steps: [{ step: 'exec', ms: 1 }], setupMs: 1, execMs })
+    const [setup, exec] = ['setup', 'exec'].map((kind) => Number(svg.querySelector('rect.' + kind).getAttribute('width')))
+    return { ratio: exec / setup, gap: svg.querySelector('.gap') !== null }
+  })`)) as { ratio: number; gap: boolean }[]
+  t.true(Math.abs((bars[0]?.ratio ?? 0) - 0.05) < 1e-9)
+  t.deepEqual(
+    bars.map(({ gap }) => gap),
+    [false, true],
+  )
   const directory = process.env['NESTBOX_TEST_SCREENSHOTS']
   if (directory !== undefined) writeFileSync(path.join(directory, 'code-runner.png'), await page.screenshot())
   return undefined

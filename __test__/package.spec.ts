@@ -2,7 +2,7 @@
 // there in every form that is promised.
 
 import { execFile } from 'node:child_process'
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -10,6 +10,8 @@ import { promisify } from 'node:util'
 
 import test, { type ExecutionContext } from 'ava'
 import { build } from 'esbuild'
+
+import { programsOf } from './docs/blocks.ts'
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..')
 const bin = path.join(root, 'node_modules', '.bin')
@@ -77,7 +79,7 @@ test.before(async (t) => {
 
 test.after.always(() => rmSync(folder, { recursive: true, force: true }))
 
-/** The README's three examples, with programs that every system has. */
+/** The README's three examples, to be used in every form: with programs that every system has. */
 const EXAMPLES = `
 const examples = async ({ run, policy, Sandbox }) => {
   const result = await run('sh', ['-c', 'echo $((6 * 7))'])
@@ -116,6 +118,30 @@ test('as an ES module', async (t) => {
   write('esm.mjs', `import * as nestbox from 'nestbox'\n${EXAMPLES}\nconsole.log(await examples(nestbox))\n`)
   await saysIt(t, node('esm.mjs'))
 })
+
+for (const program of programsOf('README.md')) {
+  test(`as it stands there: ${program.name}`, async (t) => {
+    const place = `readme-${program.name.replaceAll(/\W/g, '-')}`
+    cpSync(path.join(root, '__test__', 'fixtures', 'docs'), path.join(app, place), { recursive: true })
+    // Sandboxees have other ids.
+    chmodSync(folder, 0o755)
+    write(path.join(place, 'program.ts'), program.text)
+    const checks = JSON.stringify(path.join(root, '__test__', 'docs', 'checks.ts'))
+    const main = `import { print } from ${checks}\nconsole.log = print\nawait import('./program.ts')\n`
+    write(path.join(place, 'main.ts'), main)
+    // Types and `await using` are for newer versions of Node.js; nestbox itself stays where it is installed.
+    await build({
+      entryPoints: [path.join(app, place, 'main.ts')],
+      outfile: path.join(app, place, 'main.mjs'),
+      bundle: true,
+      external: ['nestbox'],
+      format: 'esm',
+      platform: 'node',
+      target: 'node20',
+    })
+    await t.notThrowsAsync(here(process.execPath, ['main.mjs'], path.join(app, place)))
+  })
+}
 
 test('from CommonJS, through require', async (t) => {
   const text = `const nestbox = require('nestbox')\n${EXAMPLES}\nexamples(nestbox).then((text) => console.log(text))\n`
