@@ -212,7 +212,11 @@ const anchorsOf = (file: string): Set<string> => {
 
 /** Every page of the repository. */
 const allPages = (): string[] => [
-  ...['README.md', 'CHANGELOG.md', 'examples/README.md', 'fuzz/README.md', '__test__/attacks/README.md'],
+  'README.md',
+  'CHANGELOG.md',
+  'examples/README.md',
+  'fuzz/README.md',
+  '__test__/attacks/README.md',
   ...readdirSync(path.join(ROOT, 'docs'), { recursive: true })
     .map((name) => path.join('docs', String(name)))
     .filter((name) => name.endsWith('.md')),

@@ -31,6 +31,18 @@ const listening = async (t: ExecutionContext, server: Server): Promise<string> =
   return `http://127.0.0.1:${(server.address() as AddressInfo).port}`
 }
 
+// ---- the demo -------------------------------------------------------------------------------------------------------------
+
+test('demo: shows what programs see, and compares', async (t) => {
+  const { stdout } = await promisify(execFile)(process.execPath, [...process.execArgv, path.join(EXAMPLES, 'demo.ts')])
+  if (have('python3')) t.regex(stdout, /^ {2}pid {9}2\n {2}uid, gid {4}1000 1000\n {2}hostname {4}nestbox$/m)
+  t.regex(stdout, /^ {2}500500\n {2}pid 2, nestbox, 1000:1000\nIt ended: set up in [\d.]+ ms/m)
+  if (have('gcc')) t.regex(stdout, /^ {2}compiled and run inside: pid 2, uid 1000$/m)
+  t.regex(stdout, /cat: \/etc\/shadow: No such file/)
+  t.regex(stdout, /^It was killed at its limit wallTime:/m)
+  t.regex(stdout, /^ +nestbox, isolated +child_process\.spawn\n(?: {2}\S.* [\d.]+ ms +[\d.]+ ms\n)+Medians/m)
+})
+
 // ---- the code runner ------------------------------------------------------------------------------------------------------
 
 interface RunReply {
