@@ -6,7 +6,7 @@ import { networkInterfaces } from 'node:os'
 
 import test from 'ava'
 
-import { policy, Sandbox } from '../index.ts'
+import { ForkServer, policy, Sandbox } from '../index.ts'
 import { scratch } from './helpers.ts'
 import { firstLine, shout, withProbe } from './inside.ts'
 
@@ -51,6 +51,29 @@ test('none: running sandboxees have a network each, and can not talk', async (t)
   await using server = await sandbox.spawn('/probe', ['serve'])
   const port = await firstLine(server)
   t.is((await sandbox.run('/probe', ['call', port])).stdout, 'ECONNREFUSED')
+})
+
+test('none: a burst that is larger than the pool has a network for each, too', async (t) => {
+  const server = await ForkServer.start({ networkPool: 2 })
+  t.teardown(() => server.destroy())
+  const sandbox = await Sandbox.create(policy('host-system'), { server })
+  // All of them at the same time: none ends before the last one runs.
+  const script = 'readlink /proc/self/ns/net; read line'
+  const burst = await Promise.all(
+    Array.from({ length: 24 }, () => sandbox.spawn('sh', ['-c', script], { stdin: 'pipe', buffer: true })),
+  )
+  await Promise.all(
+    burst.map(
+      ({ stdout }) =>
+        new Promise((resolve) => {
+          stdout.once('data', resolve)
+        }),
+    ),
+  )
+  for (const { stdin } of burst) stdin.end('over\n')
+  const results = await Promise.all(burst.map(({ result }) => result))
+  t.true(results.every(({ status, isolation }) => status === 'exited' && isolation.network === 'none'))
+  t.is(new Set(results.map(({ stdout }) => stdout)).size, burst.length)
 })
 
 test('none: nothing of a network is left to the next one who gets it', async (t) => {
