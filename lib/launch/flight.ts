@@ -24,7 +24,7 @@ import { toCall } from '../supervision/violation.ts'
 import { type LaunchRequest, type OpenFile, unsafeDescriptor } from './request.ts'
 import { type AnyResult, makeResult, processError, type Streamed } from './result.ts'
 import { RunningSandboxee } from './sandboxee.ts'
-import { duplexStream, feed, inputStream, OutputMeter, OutputStream, releaseDuplex } from './streams.ts'
+import { duplexStream, feed, handOver, inputStream, OutputMeter, OutputStream, releaseDuplex } from './streams.ts'
 
 const SIGKILL = 9
 
@@ -193,7 +193,7 @@ export class Flight implements Listener {
 
   /** Makes streams of the descriptors that came back. */
   #attach({ stdin, stdout, stderr, comms, extra }: NativeLaunched): void {
-    const { inputBytes, onOverflow, kind, buffer, limits } = this.request
+    const { inputBytes, onOverflow, kind, buffer, limits, work, talks } = this.request
     if (stdin !== undefined) {
       this.stdin = inputStream(stdin)
       if (inputBytes !== undefined) this.stdin.end(inputBytes)
@@ -213,6 +213,7 @@ export class Flight implements Listener {
     if (comms !== undefined) {
       this.commsFd = comms
       this.comms = duplexStream(comms)
+      handOver(this.comms, work, talks)
     }
     if (extra !== undefined) this.extra = extra.map(duplexStream)
   }

@@ -55,6 +55,10 @@ export interface LaunchRequest {
   readonly inputStream: Readable | undefined
   /** Written to a stdin that is a stream as well. */
   readonly inputBytes: Uint8Array | undefined
+  /** Written to the comms channel. */
+  readonly work: Uint8Array | undefined
+  /** The comms channel, if there is one, is the caller's. */
+  readonly talks: boolean
   readonly outputNames: readonly string[]
   readonly outputs: CheckedOptions['outputs']
   /** In force: the policy's, tightened. */
@@ -153,7 +157,7 @@ class Merge {
 
   request(): LaunchRequest | Issue[] {
     const { encoding = 'utf8', lines = false, stripFinalNewline = true, onOverflow = 'kill' } = this.#options
-    const { signal, killSignal = 'SIGKILL', reject = false, outputs, input } = this.#options
+    const { signal, killSignal = 'SIGKILL', reject = false, outputs, input, work } = this.#options
     const buffer = this.#options.buffer ?? this.#kind === 'run'
     const stdio = this.#stdio()
     const limits = this.#limits()
@@ -176,6 +180,8 @@ class Merge {
       args: Object.freeze(this.#args),
       inputStream: input instanceof Readable ? input : undefined,
       inputBytes: message.stdin === STREAM ? bytes : undefined,
+      work: typeof work === 'string' ? Buffer.from(work) : work,
+      talks: this.#options.comms === true,
       outputNames,
       outputs,
       limits: limits ?? this.#context.limits,
@@ -223,7 +229,7 @@ class Merge {
       outputLimit: output ?? -1,
       onOverflow: ON_OVERFLOW[onOverflow],
       checkFds: !this.#exempt,
-      comms: this.#options.comms === true,
+      comms: this.#options.comms === true || this.#options.work !== undefined,
       // Whoever only waits for the result need not be woken when the program starts.
       reportStart: this.#kind === 'spawn' || grace !== undefined || context.onSyscall !== undefined,
       crashReport: this.#crashReport(),
@@ -249,7 +255,9 @@ class Merge {
   }
 
   #checkComms(stdio: StdioPlan): void {
-    if (this.#kind === 'run') this.#issue(['comms'], 'It needs spawn(): run() has nobody to use the channel')
+    if (this.#kind === 'run' && this.#options.comms === true) {
+      this.#issue(['comms'], 'It needs spawn(): run() has nobody to use the channel')
+    }
     if (stdio.extra.some((number, index) => index % 2 === 0 && number === COMMS_FD)) {
       this.#issue(['stdio', COMMS_FD], 'The comms channel has this number')
     }

@@ -32,13 +32,14 @@ export class RunningSandboxee implements Sandboxee<never> {
     this.pid = flight.pid
     const { stdin, stdout, stderr, comms, result, request } = flight
     // A stdin that is fed from `input` is nobody else's.
-    const streams = { stdin: request.inputStream === undefined ? stdin : undefined, stdout, stderr, comms, result }
-    this.stdin = streams.stdin as never
-    this.stdout = streams.stdout as never
-    this.stderr = streams.stderr as never
-    this.comms = streams.comms as never
-    this.result = streams.result as Promise<never>
-    const stdio: (Readable | Writable | Duplex | undefined)[] = [streams.stdin, stdout, stderr]
+    const input = request.inputStream === undefined ? stdin : undefined
+    this.stdin = input as never
+    this.stdout = stdout as never
+    this.stderr = stderr as never
+    // Nor is a channel that only its work went over.
+    this.comms = (request.talks ? comms : undefined) as never
+    this.result = result as Promise<never>
+    const stdio: (Readable | Writable | Duplex | undefined)[] = [input, stdout, stderr]
     for (const [index, number] of request.extraStreams.entries()) stdio[number] = flight.extra[index]
     // No holes: a reader of the array sees `undefined` for what is closed.
     this.stdio = Object.freeze(Array.from(stdio))

@@ -111,6 +111,7 @@ export const LaunchOptionsSchema = z.strictObject({
   binds: z.record(AbsolutePath, NonEmptyString).optional(),
   outputs: z.record(z.string(), OutputFileSchema).optional(),
   comms: z.boolean().optional(),
+  work: ContentSchema.optional(),
   limits: LimitsSchema.optional(),
   timeout: MillisecondsSchema.optional(),
   signal: z.custom<AbortSignal>((signal) => signal instanceof AbortSignal, 'It must be an AbortSignal').optional(),

@@ -149,6 +149,13 @@ export const inputStream = (fd: number): Socket => ignoreErrors(new Socket({ fd,
 /** A channel to a sandboxee. */
 export const duplexStream = (fd: number): Socket => ignoreErrors(new Socket({ fd, readable: true, writable: true }))
 
+/** Writes its work to a program's channel, which then ends; what the program writes there is dropped. */
+export const handOver = (channel: Socket, work: Uint8Array | undefined, talks: boolean): void => {
+  if (work !== undefined && work.length > 0) channel.write(work)
+  // Otherwise both are the caller's.
+  if (!talks) channel.resume().end()
+}
+
 /** The nest is dead: lets go of a channel that nobody reads; one that is being read ends by itself. */
 export const releaseDuplex = (stream: Socket): void => {
   if (stream.readableFlowing === null) stream.resume()

@@ -108,6 +108,12 @@ export interface LaunchOptions {
    * @defaultValue `false`
    */
   comms?: boolean | undefined
+  /**
+   * Work for a program that waits for it: written to its comms channel, fd 1023 inside. Then the program reads the end of file,
+   * and what it writes there itself is dropped; unless `spawn` is given `comms` as well, where the channel stays open and
+   * yours.
+   */
+  work?: string | Uint8Array | undefined
   /** Tightens the policy's limits. Anything above them is a `RequestError`. */
   limits?: Limits | undefined
   /** Milliseconds: the same as `limits.wallTime`; 0 sets none. */
