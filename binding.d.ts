@@ -44,6 +44,14 @@ export declare class Server {
   cool(policy: NativePolicy): void
   /** Sends a signal; false if the launch is over. */
   kill(token: number, signal: number): boolean
+  /**
+   * Asks for other limits of a launch that runs; those that are absent stay. The event `limited` tells when they hold, or
+   * why not; there is one for each call that gives no failure, in order, unless the launch ends first. With `restartClock`
+   * the wall time is counted from now on, and the CPU time from what is used by now.
+   */
+  limit(token: number, limits: NativeLimits, restartClock: boolean): NativeFailure | null
+  /** Sets another limit for captured output; none if it is negative. False if the launch is over. */
+  limitOutput(token: number, limit: number): boolean
   /** Decides about a call that an event `asked` is about; false if it waits no more. */
   answer(token: number, id: string, answer: NativeAnswer): boolean
   /** What it does at the moment. */
@@ -167,7 +175,7 @@ export interface NativeEnded {
 
 /** What happened. */
 export interface NativeEvent {
-  kind: 'server-ready' | 'server-lost' | 'prepared' | 'placed' | 'started' | 'asked' | 'ended' | 'failed' | 'lost'
+  kind: 'server-ready' | 'server-lost' | 'prepared' | 'placed' | 'started' | 'asked' | 'limited' | 'ended' | 'failed' | 'lost'
   token: number
   pid?: number | undefined
   failure?: NativeFailure | undefined
@@ -259,7 +267,7 @@ export interface NativeLearned {
   incomplete: boolean
 }
 
-/** Limits that a launch tightens. */
+/** Limits that a launch tightens, or that change while it runs; then `Infinity` lifts the wall time or the CPU time. */
 export interface NativeLimits {
   wallTime?: number
   cpuTime?: number

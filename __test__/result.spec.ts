@@ -54,10 +54,17 @@ const HOST: HostFacts = {
   stdout: undefined,
   stderr: undefined,
   overflowed: false,
+  limits: context.limits,
 }
 
-const result = (ended: Partial<NativeEnded> = {}, options?: LaunchOptions, host: Partial<HostFacts> = {}): AnyResult =>
-  makeResult(request(options), { ...ENDED, ...ended }, { ...HOST, ...host })
+const result = (
+  ended: Partial<NativeEnded> = {},
+  options?: LaunchOptions,
+  host: Partial<HostFacts> = {},
+): AnyResult => {
+  const asked = request(options)
+  return makeResult(asked, { ...ENDED, ...ended }, { ...HOST, limits: asked.limits, ...host })
+}
 
 const { SIGKILL, SIGSEGV, SIGSYS, SIGTERM, SIGXFSZ } = constants.signals
 

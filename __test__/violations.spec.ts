@@ -214,9 +214,9 @@ gcc('init keeps what it needs to look, and nothing else', async (t) => {
   const init = Number(/^PPid:\s*(\d+)$/m.exec(status(sleeper.pid))?.[1])
   t.true(await until(() => /^Seccomp:\s*2$/m.test(status(init))))
   const CAP_KILL_SETGID_SETUID = 0xe0n
-  const CAP_SYS_PTRACE = 1n << 19n
+  const CAP_SYS_PTRACE_RESOURCE = (1n << 19n) | (1n << 24n)
   const effective = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)$/m.exec(status(init))?.[1] ?? 'f'.repeat(16)}`)
-  t.is(effective, isRoot ? CAP_KILL_SETGID_SETUID | CAP_SYS_PTRACE : CAP_KILL_SETGID_SETUID)
+  t.is(effective, isRoot ? CAP_KILL_SETGID_SETUID | CAP_SYS_PTRACE_RESOURCE : CAP_KILL_SETGID_SETUID)
 })
 
 gcc('a dead init allows nothing', async (t) => {

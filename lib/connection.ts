@@ -11,6 +11,7 @@ import type {
   NativeExtras,
   NativeFailure,
   NativeLaunched,
+  NativeLimits,
   NativePolicy,
   Server,
   ServerOptions,
@@ -28,6 +29,8 @@ export interface Listener {
   started(pid: number): void
   /** A call waits for the host's decision. */
   asked?(asked: NativeAsked): void
+  /** Other limits hold, or could not be set. */
+  limited?(failure: NativeFailure | undefined): void
   ended(ended: NativeEnded): void
   failed(failure: NativeFailure): void
   lost(error: ForkServerError): void
@@ -159,6 +162,11 @@ export class Connection {
     return this.#listeners.has(token) && this.#server.kill(token, signal)
   }
 
+  /** Asks for other limits of a launch; `Listener.limited` tells what became of it, if nothing is wrong here. */
+  limit(token: number, limits: NativeLimits, restartClock: boolean): NativeFailure | undefined {
+    return this.#server.limit(token, limits, restartClock) ?? undefined
+  }
+
   stats(): ReturnType<Server['stats']> {
     return this.#server.stats()
   }
@@ -211,6 +219,8 @@ export class Connection {
       listener.placed?.(pid)
     } else if (kind === 'asked') {
       if (asked !== undefined) listener.asked?.(asked)
+    } else if (kind === 'limited') {
+      listener.limited?.(failure)
     } else if (kind === 'started') {
       listener.started(pid)
     } else {

@@ -211,12 +211,19 @@ export const fromFailure = (failure: NativeFailure): NestboxError => {
   }
 }
 
+/** The error of limits that init could not set; the launch goes on. */
+export const fromLimitsFailure = (failure: NativeFailure): SpawnError =>
+  new SpawnError(sentences(failure, 'The limits could not be changed'), failure)
+
 /** The core's message is `step: call object: reason`, for logs; a reader gets sentences. */
-const sentences = ({ code, exec, message, step, hint }: NativeFailure): string => {
+const sentences = (
+  { code, exec, message, step, hint }: NativeFailure,
+  subject: string = subjectOf(code, exec),
+): string => {
   const prefix = `${step}: `
   const reason = step !== '' && message.startsWith(prefix) ? message.slice(prefix.length) : message
   const where = step === '' ? '' : ` at the step '${step}'`
-  const what = sentence(`${subjectOf(code, exec)}${where}: ${reason}`)
+  const what = sentence(`${subject}${where}: ${reason}`)
   return hint === undefined || hint === '' ? what : `${what} ${capitalized(sentence(hint))}`
 }
 

@@ -12,6 +12,7 @@ import {
   asError,
   type ForkServerError,
   fromFailure,
+  fromLimitsFailure,
   type NestboxError,
   RequestError,
   requestError,
@@ -21,6 +22,7 @@ import { signalNumber } from '../signals.ts'
 import { decide, handlerFailure } from '../supervision/handler.ts'
 import type { SyscallHandler } from '../supervision/types.ts'
 import { toCall } from '../supervision/violation.ts'
+import { type LimitChange, over, RunningLimits } from './limits.ts'
 import { type LaunchRequest, type OpenFile, unsafeDescriptor } from './request.ts'
 import { type AnyResult, makeResult, processError, type Streamed } from './result.ts'
 import { RunningSandboxee } from './sandboxee.ts'
@@ -33,6 +35,9 @@ const SIGKILL = 9
  * has managed to leave its end of the pipe to somebody, who must not delay the result for ever.
  */
 const PATIENCE = 1000
+
+/** A timer's largest delay; what is longer than 24 days is left to the core's own limit. */
+const TIMER_MAX = 0x7f_ff_ff_ff
 
 /** Whoever keeps account of launches. */
 export interface Ledger {
@@ -81,6 +86,12 @@ export class Flight implements Listener {
   learned: NativeLearned | undefined
   #meter: OutputMeter | undefined
   #timers: NodeJS.Timeout[] = []
+  /** The one that sends `killSignal` when the time is over. */
+  #softTimer: NodeJS.Timeout | undefined
+  /** When the program's time began. */
+  #clockStart = 0
+  /** Made when they are first changed. */
+  #limits: RunningLimits | undefined
   readonly #onAbort = (): void => this.#abort()
 
   constructor(request: LaunchRequest, ledger: Ledger) {
@@ -129,6 +140,43 @@ export class Flight implements Listener {
     const sent = this.#connection.kill(this.#token, signal)
     if (sent) this.#sent.push(signal)
     return sent
+  }
+
+  /** Has other limits for the running program; with `restartClock`, its time begins anew. Never throws. */
+  async setLimits(limits: unknown, restartClock = false): Promise<void> {
+    const running = (this.#limits ??= new RunningLimits(this.request))
+    const change = running.check(limits, restartClock)
+    const connection = this.#connection
+    if (connection === undefined || this.#settled) throw over()
+    const message = running.native(change)
+    if (message === undefined) {
+      running.confirm(change)
+      this.#limitsHold(change)
+      return
+    }
+    const failure = connection.limit(this.#token, message, restartClock)
+    if (failure === undefined) await running.wait(change)
+    else throw failure.code === 'ERR_NESTBOX_REQUEST' ? over() : fromLimitsFailure(failure)
+  }
+
+  limited(failure: NativeFailure | undefined): void {
+    const change = this.#limits?.answered(failure === undefined ? undefined : fromLimitsFailure(failure))
+    if (change !== undefined) this.#limitsHold(change)
+  }
+
+  /** What the host itself keeps of limits that have changed. */
+  #limitsHold({ limits: { output, wallTime }, restartClock }: LimitChange): void {
+    if (output !== undefined) {
+      this.#connection?.server.limitOutput(this.#token, output ?? -1)
+      this.#meter?.limit(output)
+      for (const stream of [this.stdout, this.stderr]) stream?.keep(output ?? Infinity)
+    }
+    if (restartClock) this.#clockStart = performance.now()
+    const { softTimeout, killSignal } = this.request
+    // What is not given stays; and without a time of the launch's own, the policy's has no grace.
+    const soft = wallTime === undefined ? (this.#limits?.inForce.wallTime ?? null) : wallTime
+    const changes = wallTime !== undefined || (restartClock && softTimeout !== undefined)
+    if (changes && killSignal !== 'SIGKILL') this.#armSoftTimeout(soft ?? Infinity)
   }
 
   /** What it was launched on; undefined before it is. */
@@ -224,13 +272,9 @@ export class Flight implements Listener {
     if (this.#settled || this.pid !== 0) return
     this.pid = pid
     this.#closeOpened()
+    this.#clockStart = performance.now()
     const { softTimeout } = this.request
-    if (softTimeout !== undefined) {
-      this.#after(softTimeout, () => {
-        this.#timedOut = true
-        this.#terminate()
-      })
-    }
+    if (softTimeout !== undefined) this.#armSoftTimeout(softTimeout)
     this.#deliver()
   }
 
@@ -294,6 +338,7 @@ export class Flight implements Listener {
       stdout: streamed(this.stdout),
       stderr: streamed(this.stderr),
       overflowed: this.#meter?.overflowed ?? false,
+      limits: this.#limits?.inForce ?? request.limits,
     })
     this.learned = ended.learned
     if (result.status === 'violation') violationEvent(request, result.pid, result.violation)
@@ -302,7 +347,8 @@ export class Flight implements Listener {
     if (this.#canceled) this.#fail(this.#abortError(result), result)
     else if (this.#inputError !== undefined) this.#fail(inputFailure(this.#inputError), result)
     else if (this.#handlerError !== undefined) this.#fail(handlerFailure(this.#handlerError), result)
-    else if (request.reject && result.failed) this.#fail(processError(result, request.limits), result)
+    else if (request.reject && result.failed)
+      this.#fail(processError(result, this.#limits?.inForce ?? request.limits), result)
     else {
       this.#settle(result, undefined)
       this.#resolve(result)
@@ -329,6 +375,8 @@ export class Flight implements Listener {
     this.#settled = true
     this.request.signal?.removeEventListener('abort', this.#onAbort)
     for (const timer of this.#timers) clearTimeout(timer)
+    clearTimeout(this.#softTimer)
+    this.#limits?.end(error)
     this.#closeOpened()
     this.stdin?.destroy()
     if (this.comms !== undefined) releaseDuplex(this.comms)
@@ -358,9 +406,19 @@ export class Flight implements Listener {
     if (killSignal !== 'SIGKILL') this.#after(forceKillAfterDelay, () => this.kill(SIGKILL))
   }
 
+  /** Sends `killSignal` when the program has had so many milliseconds. */
+  #armSoftTimeout(ms: number): void {
+    clearTimeout(this.#softTimer)
+    const left = Math.max(this.#clockStart + ms - performance.now(), 0)
+    if (left > TIMER_MAX) return
+    this.#softTimer = setTimeout(() => {
+      this.#timedOut = true
+      this.#terminate()
+    }, left)
+  }
+
   #after(ms: number, work: () => void): void {
-    // A timer's largest delay; what is longer than 24 days is left to the core's own limit.
-    if (ms <= 0x7f_ff_ff_ff) this.#timers.push(setTimeout(work, ms))
+    if (ms <= TIMER_MAX) this.#timers.push(setTimeout(work, ms))
   }
 
   #abortError(result: AnyResult | undefined): AbortError {

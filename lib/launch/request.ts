@@ -451,7 +451,7 @@ class Merge {
   }
 }
 
-const NEEDS_SANDBOX = 'It needs a sandbox: unsandboxed launches have only what the host has'
+export const NEEDS_SANDBOX = 'It needs a sandbox: unsandboxed launches have only what the host has'
 
 interface StdioPlan {
   stdin: number

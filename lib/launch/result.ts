@@ -27,6 +27,8 @@ export interface HostFacts {
   readonly stderr: Streamed | undefined
   /** A stream of the host went past the limit. */
   readonly overflowed: boolean
+  /** In force at the end. */
+  readonly limits: LimitsJSON
 }
 
 /** A stream's share of the result. */
@@ -93,7 +95,7 @@ const limitOf = (
 export const makeResult = (request: LaunchRequest, ended: NativeEnded, host: HostFacts): AnyResult => {
   const end = verdict(ended, host, request.onOverflow)
   const outputs = readOutputs(request, ended)
-  const overflowed = host.overflowed || outgrew(request, ended)
+  const overflowed = host.overflowed || outgrew(host.limits, ended)
   const limit = end.status === 'limit-exceeded' ? end.limit : undefined
   // One literal, and the few fields that differ afterwards: a literal that begins with a spread takes 30 µs to make.
   const result: Draft = {
@@ -111,7 +113,7 @@ export const makeResult = (request: LaunchRequest, ended: NativeEnded, host: Hos
     durationMs: milliseconds(ended.submittedNs, ended.endedNs),
     resourceUsage: resourceUsage(ended),
     timings: timings(ended, host.queueMs),
-    isolation: isolation(request, ended),
+    isolation: isolation(request, ended, host.limits),
     file: request.file,
     args: request.args,
     command: command(request),
@@ -193,8 +195,8 @@ const splitLines = (text: string): string[] => {
 }
 
 /** The core counted more than it was to keep. */
-const outgrew = (request: LaunchRequest, ended: NativeEnded): boolean =>
-  request.limits.output !== null && ended.stdoutBytes + ended.stderrBytes > request.limits.output
+const outgrew = (limits: LimitsJSON, ended: NativeEnded): boolean =>
+  limits.output !== null && ended.stdoutBytes + ended.stderrBytes > limits.output
 
 const NO_LIMITS_HIT: readonly LimitName[] = Object.freeze([])
 
@@ -295,13 +297,13 @@ export const resourceUsage = (ended: NativeEnded): ResourceUsage => ({
   involuntaryContextSwitches: ended.involuntarySwitches,
 })
 
-const isolation = (request: LaunchRequest, ended: NativeEnded): Isolation => ({
+const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSON): Isolation => ({
   namespaces: ended.namespaces,
   network: ended.network as Network,
   syscalls: ended.filter as Isolation['syscalls'],
   noNewPrivs: ended.noNewPrivs,
   capabilities: request.context.isolated ? 'none' : 'inherited',
-  limits: limitsInForce(request.limits),
+  limits: limitsInForce(limits),
   skipped: ended.skipped,
 })
 

@@ -5,6 +5,7 @@ import type { Duplex, Readable, Writable } from 'node:stream'
 import { describeIssues, RequestError, requestError } from '../errors.ts'
 import { signalNumber } from '../signals.ts'
 import { check, demand } from '../validate.ts'
+import type { Limits } from '../policy/types.ts'
 import type { Flight } from './flight.ts'
 import { LineSplitter, MAX_LINE } from './lines.ts'
 import { LinesOptionsSchema, SignalNameSchema } from './schema.ts'
@@ -49,6 +50,10 @@ export class RunningSandboxee implements Sandboxee<never> {
   kill(signal: NodeJS.Signals = 'SIGKILL'): boolean {
     const name = demand(SignalNameSchema, signal, "kill() was asked for something that can't be")
     return this.#flight.kill(signalNumber(name))
+  }
+
+  async setLimits(limits: Limits): Promise<void> {
+    await this.#flight.setLimits(limits)
   }
 
   lines(options: LinesOptions = {}): AsyncIterable<string> {

@@ -10,7 +10,7 @@ import { pipeline, Readable, type Writable } from 'node:stream'
 
 /** What may pass on stdout and stderr together. */
 export class OutputMeter {
-  readonly #limit: number
+  #limit: number
   readonly #mode: 'kill' | 'keep-head' | 'keep-tail'
   readonly #overflow: () => void
   #passed = 0
@@ -23,22 +23,31 @@ export class OutputMeter {
     this.#overflow = overflow
   }
 
+  /** Sets another limit, which what has passed may be above already. */
+  limit(limit: number | null): void {
+    this.#limit = limit ?? Infinity
+    if (this.#passed > this.#limit) this.#overflows()
+  }
+
   /** How many bytes of a chunk are let through. */
   take(length: number): number {
     const room = this.#limit - this.#passed
     this.#passed += length
     if (length <= room) return length
-    if (!this.overflowed) {
-      this.overflowed = true
-      if (this.#mode === 'kill') this.#overflow()
-    }
+    this.#overflows()
     return this.#mode === 'keep-tail' ? length : Math.max(room, 0)
+  }
+
+  #overflows(): void {
+    if (this.overflowed) return
+    this.overflowed = true
+    if (this.#mode === 'kill') this.#overflow()
   }
 }
 
 /** What is kept of a stream for the result: all that passed, or the last of it. */
 class Collected {
-  readonly #most: number
+  #most: number
   #chunks: Buffer[] = []
   #length = 0
 
@@ -46,10 +55,19 @@ class Collected {
     this.#most = most
   }
 
+  keep(most: number): void {
+    this.#most = most
+    this.#trim()
+  }
+
   add(chunk: Buffer): void {
     this.#chunks.push(chunk)
     this.#length += chunk.length
-    // Trimmed by whole chunks as it grows, to the byte at the end.
+    this.#trim()
+  }
+
+  #trim(): void {
+    // By whole chunks as it grows, to the byte at the end.
     for (let first = this.#chunks[0]; first !== undefined; first = this.#chunks[0]) {
       if (this.#length - first.length < this.#most) return
       this.#chunks.shift()
@@ -96,6 +114,11 @@ export class OutputStream extends Readable {
     // A caller who does not care about read errors (there are none to speak of) must not crash of one.
     this.on('error', () => {})
     if (keep === undefined) source.pause()
+  }
+
+  /** Has another number of bytes kept for the result, if any are. */
+  keep(most: number): void {
+    this.#collected?.keep(most)
   }
 
   /** What was kept for the result. */

@@ -387,6 +387,27 @@ export interface Sandboxee<O extends LaunchOptions = {}> extends AsyncDisposable
    */
   kill(signal?: NodeJS.Signals): boolean
   /**
+   * Sets other limits for the running program; those that are not given stay. Resolves when they hold for every process of
+   * the nest. Units are those of {@link Limits}: milliseconds, bytes, counts.
+   *
+   * - `wallTime` counts from exec as ever: one that has passed ends the program at once, with `'limit-exceeded'`. So does a
+   *   `cpuTime` that is used up.
+   * - `wallTime`, `cpuTime` and `output` can be lowered, and raised again up to the policy's. Output that was dropped is not
+   *   brought back.
+   * - `processes`, `openFiles`, `fileSize`, `addressSpacePerProcess`, `stack` and `core` can only be tightened: the kernel
+   *   lets nobody raise them again. What a process has already it keeps. A fork that was under way at that moment may end
+   *   with the old limits, and is caught within milliseconds.
+   * - `disk` can't be changed.
+   *
+   * Each result's `isolation.limits` tells what was in force at the end.
+   *
+   * @throws `RequestError` for a limit above the policy's, one that can't be raised, or no limit at all; `NestboxError` with
+   *   the code `ERR_NESTBOX_ENDED` if the launch is over, or ends before the limits hold; `SpawnError` if a process could not
+   *   be limited: the limits of time and output are then as they were, those of processes perhaps tightened for some.
+   *   Never synchronously.
+   */
+  setLimits(limits: Limits): Promise<void>
+  /**
    * The output by lines, without their ends. Bounded: reads no further than you take. Call it again to go on after a
    * `break`.
    *

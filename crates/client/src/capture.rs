@@ -126,6 +126,14 @@ impl Capture {
         self.streams[stream as usize].pipe = None;
     }
 
+    /// Sets another limit. What was kept stays, but of the tail what is too much of it.
+    pub(crate) fn set_limit(&mut self, limit: Option<u64>) {
+        self.limit = limit;
+        if self.on_overflow == OnOverflow::KeepTail {
+            self.drop_excess();
+        }
+    }
+
     /// Whether more was written than the limit allows, and that is to end the program.
     pub(crate) fn must_kill(&self) -> bool {
         self.on_overflow == OnOverflow::Kill && self.over()
@@ -193,6 +201,12 @@ impl Capture {
             Some((of, length)) if *of == stream => *length += data.len(),
             _ => self.runs.push_back((stream, data.len())),
         }
+        self.drop_excess();
+    }
+
+    /// Of the tail: drops the oldest bytes, until no more are kept than may be.
+    fn drop_excess(&mut self) {
+        let limit = self.limit.unwrap_or(u64::MAX);
         while self.kept > limit {
             let Some((of, length)) = self.runs.front_mut() else { break };
             let excess = (self.kept - limit).min(*length as u64) as usize;
@@ -319,6 +333,26 @@ mod tests {
         let (_, long) = captured(Some(4), OnOverflow::KeepTail, &[(Stream::Stdout, b"0123456789")]);
         assert_eq!(long.stdout.as_deref(), Some(&b"6789"[..]));
         assert_eq!(long.stdout_bytes, 10);
+    }
+
+    #[test]
+    fn another_limit_holds_for_what_comes_and_for_the_tail() {
+        let mut head = Capture::new(Some(3), OnOverflow::KeepHead);
+        head.streams[0].captured = true;
+        head.keep(Stream::Stdout, b"abcd");
+        head.set_limit(Some(5));
+        head.keep(Stream::Stdout, b"efg");
+        assert_eq!(head.finish().stdout.as_deref(), Some(&b"abcef"[..]));
+        let mut tail = Capture::new(None, OnOverflow::KeepTail);
+        tail.streams[0].captured = true;
+        tail.keep(Stream::Stdout, b"abcdef");
+        tail.set_limit(Some(2));
+        assert_eq!(tail.finish().stdout.as_deref(), Some(&b"ef"[..]));
+        let mut kill = Capture::new(Some(9), OnOverflow::Kill);
+        kill.keep(Stream::Stderr, b"abc");
+        assert!(!kill.must_kill());
+        kill.set_limit(Some(2));
+        assert!(kill.must_kill());
     }
 
     #[test]

@@ -262,6 +262,13 @@ pub enum Event {
         /// With a copy of what its pointers lead to.
         call: Box<SystemCall>,
     },
+    /// Init has answered [`crate::Client::limit`].
+    Limited {
+        /// Which launch.
+        token: u64,
+        /// Why the limits do not hold.
+        failure: Option<Failure>,
+    },
     /// A program has ended, and nothing of the launch is left.
     Ended {
         /// Which launch.
@@ -392,6 +399,8 @@ pub(crate) struct Launch {
     pub(crate) pid_from_sender: bool,
     pub(crate) supervision: Supervision,
     pub(crate) questions: Questions,
+    /// Changes of limits that init has not answered.
+    pub(crate) unanswered_limits: usize,
 }
 
 impl Launch {

@@ -8,6 +8,7 @@
 //! connects them; its own parts are the steps of a request: [`request`] takes it, [`needs`] sees to what it waits for,
 //! [`progress`] sends it and brings it to its end, [`receive`] hears what the fork server's side says.
 
+mod limits;
 mod needs;
 mod progress;
 mod receive;

@@ -7,6 +7,7 @@ pub(crate) const CAP_SETGID: u64 = 1 << 6;
 pub(crate) const CAP_SETUID: u64 = 1 << 7;
 pub(crate) const CAP_SYS_PTRACE: u64 = 1 << 19;
 pub(crate) const CAP_SYS_ADMIN: u64 = 1 << 21;
+pub(crate) const CAP_SYS_RESOURCE: u64 = 1 << 24;
 pub(crate) const CAP_SETFCAP: u64 = 1 << 31;
 
 const VERSION_3: u32 = 0x2008_0522;

@@ -259,21 +259,32 @@ fn create_user_namespace(proc: RawFd, ids: Ids) -> Result<(), Fault<'static>> {
 
 fn set_limits(launch: &Prepared<'_>, cookie: u64) -> Result<(), Fault<'static>> {
     let step = Step::SetLimits;
+    let hard = |resource: u32| {
+        let mut have = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: a struct of ours.
+        unsafe { carry!(cookie, libc::SYS_prlimit64, 0, resource, 0, &raw mut have) }
+            .at(step, "prlimit", b"")
+            .map(|_| have.rlim_max)
+    };
     for &(resource, value) in &launch.rlimits {
-        let set = |value: u64| {
-            let limit = libc::rlimit64 { rlim_cur: value, rlim_max: value };
+        let set = |rlim_cur: u64, rlim_max: u64| {
+            let limit = libc::rlimit64 { rlim_cur, rlim_max };
             // SAFETY: a struct of ours.
             unsafe { carry!(cookie, libc::SYS_prlimit64, 0, resource, &raw const limit, 0) }
         };
-        match set(value) {
+        // CPU time is init's to keep; what a process gains by raising its own limit ends at that. The hard one would be for
+        // good, and the host may raise what the nest has.
+        if resource == libc::RLIMIT_CPU {
+            let most = hard(resource)?;
+            set(value.min(most), most).at(step, "prlimit", b"")?;
+            continue;
+        }
+        match set(value, value) {
             Ok(_) => {}
             // Above the hard limit that we run under: that one is tighter than what was asked for, and holds.
             Err(Errno::EPERM) => {
-                let mut have = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-                // SAFETY: a struct of ours.
-                unsafe { carry!(cookie, libc::SYS_prlimit64, 0, resource, 0, &raw mut have) }
-                    .at(step, "prlimit", b"")?;
-                set(have.rlim_max).at(step, "prlimit", b"")?;
+                let most = hard(resource)?;
+                set(most, most).at(step, "prlimit", b"")?;
             }
             Err(errno) => return Err(Fault::new(step, errno, "prlimit", b"")),
         }

@@ -14,6 +14,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_kill,
     libc::SYS_getrusage,
     libc::SYS_clock_gettime,
+    libc::SYS_prlimit64,
     libc::SYS_statfs,
     libc::SYS_openat2,
     libc::SYS_openat,

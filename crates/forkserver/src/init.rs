@@ -7,25 +7,27 @@
 //! [`crate::request`] cloned.
 
 use std::ffi::c_void;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use nestbox_protocol::{Answer, LaunchControl, LimitKind, Network, Step, frame, launch_control};
-use nestbox_sys::mount::open_at;
+use nestbox_protocol::{Answer, LaunchControl, LimitKind, Network, SetLimits, Step, frame, launch_control};
 use nestbox_sys::process::monotonic_ns;
 use nestbox_sys::{Errno, packet, process};
 use prost::Message;
 
+use crate::allowance::Allowance;
 use crate::boot::CONTROL_FD;
-use crate::capabilities::{self, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE};
+use crate::capabilities::{self, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, CAP_SYS_RESOURCE};
+use crate::census::{self, Census};
 use crate::child::{self, Child, Outcome, Task};
 use crate::crash::{self, Tracer};
 use crate::fault::{At, Fault};
 use crate::guard;
 use crate::launch::Prepared;
+use crate::limits::Changes;
 use crate::listener::Handover;
 use crate::nest::{self, NestMounts};
 use crate::notify::{Finding, Supervisor};
-use crate::outputs::{Outputs, is_proc};
+use crate::outputs::Outputs;
 use crate::parked::Parking;
 use crate::remains;
 use crate::report::{self, Ending, Marks};
@@ -62,11 +64,8 @@ const SANDBOXEE: i32 = 2;
 /// When init settles down ([`settle`]), in nanoseconds after the exec. Reporting the start wakes the host, and installing a
 /// filter has the kernel compile it and synchronise its processors: 60 µs that a program which is over sooner would wait
 /// for. Init is as small a target then as later: it reads nothing that the program wrote but `/proc/PID/stat`, no earlier
-/// than [`CPU_LOOK_MIN`].
+/// than the CPU time is looked at.
 const SETTLE_AFTER: u64 = 1_000_000;
-
-/// How often at least the nest's CPU time is looked at, in nanoseconds.
-const CPU_LOOK_MIN: u64 = 10_000_000;
 
 /// How the sandboxee ended, as waitid(2) tells it.
 #[derive(Clone, Copy)]
@@ -125,6 +124,10 @@ struct Running<'a> {
     supervisor: Option<Box<Supervisor>>,
     /// It is to be seen crash.
     tracer: Option<Tracer>,
+    /// The processes of the nest.
+    census: Census,
+    allowance: Allowance,
+    changes: Changes,
 }
 
 /// From the fresh namespaces to the running program; `None` if it was a warm nest's that nobody needs.
@@ -164,13 +167,26 @@ fn start<'a>(
         !parked
     };
     let listener = handover.map(|handover| handover.receive_as(signals.as_raw_fd() + 1)).transpose()?;
-    close_fds(nest, launch, signals.as_raw_fd())?;
+    let census = close_fds(nest, launch, signals.as_raw_fd())?;
+    let allowance = Allowance::new(launch, exec_ns);
     let proc = nest.pid_namespace.then_some(PROC_FD);
     let supervise = |listener| Box::new(Supervisor::new(listener, launch.supervision, proc, nest.reads));
     let supervisor = listener.map(supervise);
     let tracer = if launch.crash_report { Tracer::attach(pid, nest.reads)? } else { None };
     let capable = nest.guard.is_some();
-    Ok(Some(Running { launch, pid, exec_ns, signals, unreported, capable, supervisor, tracer }))
+    Ok(Some(Running {
+        launch,
+        pid,
+        exec_ns,
+        signals,
+        unreported,
+        capable,
+        supervisor,
+        tracer,
+        census,
+        allowance,
+        changes: Changes::default(),
+    }))
 }
 
 /// A launch child that executed or gave up.
@@ -268,19 +284,23 @@ fn watch_signals(pid_namespace: bool) -> Result<OwnedFd, Fault<'static>> {
     }
     .at(step, "signalfd4", b"SIGCHLD")?;
     // SAFETY: just made.
-    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd as RawFd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Closes every fd but init's own three and the listener, which is next to the last of them.
-fn close_fds(nest: &Nest<'_>, launch: &Prepared<'_>, signals: RawFd) -> Result<(), Fault<'static>> {
+/// Closes every fd but init's own three, the listener, which is next to the last of them, and what the census has.
+fn close_fds(nest: &Nest<'_>, launch: &Prepared<'_>, signals: RawFd) -> Result<Census, Fault<'static>> {
     let step = Step::GuardInit;
-    own_proc(nest, launch).at(step, "openat2", b"/proc")?;
+    let spare = signals + 2;
+    let (census, last) = take_proc(nest, launch, spare).at(step, "openat2", b"/proc")?;
     let after_proc = PROC_FD as u32 + 1;
-    if signals as u32 > after_proc {
-        process::close_range(after_proc, signals as u32 - 1, 0).at(step, "close_range", b"")?;
-    }
-    let last = signals as u32 + u32::from(nest.listens);
-    process::close_range(last + 1, u32::MAX, 0).at(step, "close_range", b"")
+    let close = |first: RawFd, last: u32| {
+        if first as u32 > last { Ok(()) } else { process::close_range(first as u32, last, 0) }
+    };
+    close(after_proc as RawFd, signals as u32 - 1)
+        .and_then(|()| if nest.listens { Ok(()) } else { close(signals + 1, signals as u32 + 1) })
+        .and_then(|()| close(last + 1, u32::MAX))
+        .at(step, "close_range", b"")?;
+    Ok(census)
 }
 
 /// What follows when the program has run for [`SETTLE_AFTER`]: the host is told (which takes `CAP_SYS_ADMIN`: init speaks in
@@ -293,48 +313,61 @@ fn settle(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &mut Running<'_>) ->
     process::install_filter(tracing.as_deref().unwrap_or(program)).at(Step::GuardInit, "seccomp", b"init")
 }
 
-/// All but those to kill, to read outputs as the sandboxee and, of one with another id, what its stopped calls point to, or
-/// what is traced. A supervisor of a launch without namespaces has none to give up.
+/// All but those to kill, to read outputs as the sandboxee and, of one with another id, to limit it and to read what its
+/// stopped calls point to, or what is traced. A supervisor of a launch without namespaces has none to give up.
 fn give_up_capabilities(running: &mut Running<'_>) -> Result<(), Fault<'static>> {
     if std::mem::take(&mut running.capable) {
-        let reads = running.supervisor.is_some() && running.launch.ids.privileged || running.tracer.is_some();
-        let keep = CAP_KILL | CAP_SETUID | CAP_SETGID | if reads { CAP_SYS_PTRACE } else { 0 };
+        let privileged = running.launch.ids.privileged;
+        let reads = running.supervisor.is_some() && privileged || running.tracer.is_some();
+        let limits = if privileged { CAP_SYS_RESOURCE } else { 0 };
+        let keep = CAP_KILL | CAP_SETUID | CAP_SETGID | limits | if reads { CAP_SYS_PTRACE } else { 0 };
         capabilities::keep_only(keep).at(Step::GuardInit, "capset", b"")?;
     }
     Ok(())
 }
 
 /// The proc that was needed for the id maps shows the template's other nests; from now on it is the nest's own, if CPU
-/// time has to be summed, threads told from processes or a crash to be seen, or none. Where the nest has none, a crash is
-/// seen through the program's own directory of the template's. What else a policy shows at its place is the program's to
-/// write: a pipe there would hold init up.
-fn own_proc(nest: &Nest<'_>, launch: &Prepared<'_>) -> Result<(), Errno> {
-    let wanted = nest.pid_namespace && (launch.cpu_us.is_some() || nest.listens || launch.crash_report);
-    let directory = libc::O_RDONLY | libc::O_DIRECTORY;
-    let own = || {
-        open_at(libc::AT_FDCWD, c"proc", directory, 0, 0)
-            .ok()
-            .filter(|proc| is_proc(proc.as_fd()) == Ok(true))
+/// time has to be summed, threads told from processes or a crash to be seen, or none. Where the nest has none, init keeps
+/// the template's as `spare`, to find the nest's processes in, and a crash is seen through the program's own directory there.
+/// Answers the last fd that is to stay.
+fn take_proc(nest: &Nest<'_>, launch: &Prepared<'_>, spare: RawFd) -> Result<(Census, RawFd), Errno> {
+    let forget = || process::close_range(PROC_FD as u32, PROC_FD as u32, 0);
+    let move_to = |from: RawFd, to: RawFd| {
+        // SAFETY: numbers only.
+        let moved = unsafe { nestbox_sys::syscall!(libc::SYS_dup3, from, to, libc::O_CLOEXEC) };
+        // SAFETY: it was just put there, and nobody else owns it.
+        moved.map(|_| unsafe { OwnedFd::from_raw_fd(to) })
     };
-    let program = || if launch.crash_report { remains::only_child(PROC_FD) } else { None };
-    let Some(proc) = wanted.then(|| own().or_else(program)).flatten() else {
-        return process::close_range(PROC_FD as u32, PROC_FD as u32, 0);
-    };
-    // SAFETY: numbers only.
-    unsafe { nestbox_sys::syscall!(libc::SYS_dup3, proc.as_raw_fd(), PROC_FD, libc::O_CLOEXEC) }.map(drop)
+    if !nest.pid_namespace {
+        forget()?;
+        return Ok((Census::of_children(), spare - 1));
+    }
+    let wanted = launch.cpu_us.is_some() || nest.listens || launch.crash_report;
+    if !wanted && nest.mounts.is_some_and(NestMounts::has_proc) {
+        forget()?;
+        return Ok((Census::of_nest(), spare - 1));
+    }
+    if let Ok(own) = census::open_own(true) {
+        return Ok((Census::of_own_proc(move_to(own.as_raw_fd(), PROC_FD)?), spare - 1));
+    }
+    let outer = move_to(PROC_FD, spare)?;
+    match if launch.crash_report { remains::only_child(PROC_FD) } else { None } {
+        // Init's own by number.
+        Some(program) => std::mem::forget(move_to(program.as_raw_fd(), PROC_FD)?),
+        None => forget()?,
+    }
+    Ok((Census::of_outer_proc(outer), spare))
 }
 
 /// Waits for the program, the host and the clock.
 fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, marks: &Marks) -> ! {
-    let launch = running.launch;
     let mut ended = None;
     let mut fds = Vec::with_capacity(frame::FDS_MAX);
     let mut settle_at = Some(running.exec_ns + SETTLE_AFTER);
-    let wall_end = launch.wall_ns.map(|limit| running.exec_ns.saturating_add(limit));
-    let mut cpu_look = launch.cpu_us.map(|_| running.exec_ns + CPU_LOOK_MIN);
     let verdict = loop {
         let busy = running.tracer.as_ref().is_some_and(Tracer::is_busy);
-        let until = [settle_at, wall_end, cpu_look, busy.then_some(0)].into_iter().flatten().min();
+        let due = [settle_at, running.allowance.next(), running.changes.next(), busy.then_some(0)];
+        let until = due.into_iter().flatten().min();
         let Ready { message, child, room, call } = wait(socket, &running, until);
         if (room || call != 0) && deal(nest, socket, &mut running, room, call) == Finding::Violation {
             break Verdict { violated: true, ..Verdict::default() };
@@ -376,6 +409,10 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, 
                         break Verdict { violated: true, ..Verdict::default() };
                     }
                 }
+                Control::SetLimits(wanted) => {
+                    let Running { allowance, census, changes, .. } = &mut running;
+                    report::limits_set(socket, changes.apply(wanted, allowance, census));
+                }
                 Control::HostGone => {
                     kill_all(nest, running.pid, &mut ended, running.tracer.as_mut());
                     crate::exit(0);
@@ -390,19 +427,10 @@ fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, 
             report::launch_failed(socket, &fault);
             crate::exit(1);
         }
-        if wall_end.is_some_and(|end| now >= end) {
-            break Verdict { limit: LimitKind::WallTime, ..Verdict::default() };
-        }
-        if let (Some(limit), Some(look)) = (launch.cpu_us, cpu_look)
-            && now >= look
-        {
-            let used = cpu_used_us();
-            if used >= limit {
-                break Verdict { limit: LimitKind::CpuTime, ..Verdict::default() };
-            }
-            // The soonest that the rest can be used up is when every processor works for the nest.
-            let soonest = (limit - used) * 1_000 / launch.processors;
-            cpu_look = Some(now + soonest.max(CPU_LOOK_MIN));
+        running.changes.tend(now, &mut running.census);
+        let limit = running.allowance.over(now, &mut running.census);
+        if limit != LimitKind::None {
+            break Verdict { limit, ..Verdict::default() };
         }
     };
     report_start(nest, socket, &mut running);
@@ -490,6 +518,7 @@ enum Control {
     Nothing,
     Signal(i32),
     Answer(Answer, Option<OwnedFd>),
+    SetLimits(SetLimits),
     HostGone,
 }
 
@@ -511,6 +540,7 @@ fn receive(socket: BorrowedFd<'_>, fds: &mut Vec<OwnedFd>) -> Control {
             Control::Signal(kill.signal)
         }
         Some(launch_control::Kind::Answer(answer)) => Control::Answer(answer, fds.pop()),
+        Some(launch_control::Kind::SetLimits(wanted)) => Control::SetLimits(wanted),
         _ => Control::Nothing,
     }
 }
@@ -617,14 +647,12 @@ fn finish(
     let limit = match verdict.limit {
         LimitKind::None if ended.signaled && ended.status == libc::SIGXFSZ => LimitKind::FileSize,
         LimitKind::None
-            if ended.signaled && ended.status == libc::SIGXCPU && running.launch.cpu_us.is_some() =>
+            if ended.signaled && ended.status == libc::SIGXCPU && running.allowance.limits_cpu() =>
         {
             LimitKind::CpuTime
         }
         // The sum over a nest whose last process ended between two looks.
-        LimitKind::None if running.launch.cpu_us.is_some_and(|limit| reaped_cpu_us() >= limit) => {
-            LimitKind::CpuTime
-        }
+        LimitKind::None if running.allowance.is_spent() => LimitKind::CpuTime,
         limit => limit,
     };
     let (learned, violation) = running.supervisor.as_deref_mut().map_or((None, None), Supervisor::findings);
@@ -636,7 +664,7 @@ fn finish(
             limit,
             killed_by_host: verdict.killed_by_host,
             disk_full: nest.mounts.is_some_and(NestMounts::is_full),
-            usage: usage_of_reaped(),
+            usage: census::usage_of_reaped(),
             exec_ns: running.exec_ns,
             ended_ns,
             marks,
@@ -649,77 +677,4 @@ fn finish(
         },
     );
     crate::exit(0)
-}
-
-fn usage_of_reaped() -> libc::rusage {
-    // SAFETY: all-zero is a valid rusage.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: a struct of ours.
-    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_getrusage, libc::RUSAGE_CHILDREN, &raw mut usage) };
-    usage
-}
-
-fn reaped_cpu_us() -> u64 {
-    let usage = usage_of_reaped();
-    let micros = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
-    micros(usage.ru_utime) + micros(usage.ru_stime)
-}
-
-/// CPU time of the nest: of the reaped, and of the living with the children that they reaped themselves
-/// (`/proc/PID/stat`, fields 14 to 17; ticks of 10 ms). Under `proc('none')` only of the reaped; RLIMIT_CPU is what holds
-/// a single process then.
-fn cpu_used_us() -> u64 {
-    let mut ticks = 0;
-    let Ok(proc) = open_at(PROC_FD, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0, 0) else {
-        return reaped_cpu_us();
-    };
-    let mut buffer = [0_u8; 4096];
-    loop {
-        // SAFETY: a buffer of ours.
-        let read = unsafe {
-            nestbox_sys::syscall!(libc::SYS_getdents64, proc.as_raw_fd(), buffer.as_mut_ptr(), buffer.len())
-        };
-        let length = match read {
-            Ok(length) if length > 0 => length,
-            _ => break,
-        };
-        let mut offset = 0;
-        // struct linux_dirent64: inode 8, offset 8, length 2, type 1, name.
-        while offset + 19 < length {
-            let size = usize::from(u16::from_ne_bytes([buffer[offset + 16], buffer[offset + 17]]));
-            let name = &buffer[offset + 19..(offset + size).min(length)];
-            let name = &name[..name.iter().position(|&byte| byte == 0).unwrap_or(name.len())];
-            if name.first().is_some_and(u8::is_ascii_digit) {
-                ticks += ticks_of(proc.as_fd(), name);
-            }
-            offset += size.max(1);
-        }
-    }
-    reaped_cpu_us() + ticks * 10_000
-}
-
-/// `utime + stime + cutime + cstime` of one process; 0 for init itself, whose children's are counted as reaped.
-fn ticks_of(proc: BorrowedFd<'_>, pid: &[u8]) -> u64 {
-    if pid == b"1" || pid.len() > 20 {
-        return 0;
-    }
-    let mut path = [0_u8; 32];
-    path[..pid.len()].copy_from_slice(pid);
-    path[pid.len()..pid.len() + 5].copy_from_slice(b"/stat");
-    let Ok(path) = std::ffi::CStr::from_bytes_until_nul(&path) else { return 0 };
-    let Ok(file) = open_at(proc.as_raw_fd(), path, libc::O_RDONLY, 0, 0) else { return 0 };
-    let mut text = [0_u8; 512];
-    // SAFETY: a buffer of ours.
-    let read =
-        unsafe { nestbox_sys::syscall!(libc::SYS_read, file.as_raw_fd(), text.as_mut_ptr(), text.len()) };
-    let text = &text[..read.unwrap_or(0)];
-    // The name, in parentheses, may hold anything; the numbers follow the last one.
-    let Some(end) = text.iter().rposition(|&byte| byte == b')') else { return 0 };
-    text[end + 1..]
-        .split(|&byte| byte == b' ')
-        .filter(|field| !field.is_empty())
-        .skip(11)
-        .take(4)
-        .filter_map(|field| std::str::from_utf8(field).ok()?.parse::<u64>().ok())
-        .sum()
 }

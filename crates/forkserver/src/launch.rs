@@ -84,8 +84,6 @@ pub(crate) struct Prepared<'a> {
     pub(crate) rlimits: Vec<(u32, u64)>,
     pub(crate) wall_ns: Option<u64>,
     pub(crate) cpu_us: Option<u64>,
-    /// Processors that may work for the nest at the same time.
-    pub(crate) processors: u64,
     pub(crate) disk: Option<u64>,
     pub(crate) network: NetworkSource,
     pub(crate) binds: Vec<LaunchBind>,
@@ -165,10 +163,9 @@ impl<'a> Prepared<'a> {
             cwd: string(if request.cwd.is_empty() { b"/" } else { &request.cwd })?,
             fds: mapped,
             ids,
-            rlimits: rlimits(&limits),
+            rlimits: rlimits(&limits).collect(),
             wall_ns: limits.wall_time.map(|ms| ms.saturating_mul(1_000_000)),
             cpu_us: limits.cpu_time.map(|ms| ms.saturating_mul(1_000)),
-            processors: if limits.cpu_time.is_some() { processors() } else { 1 },
             disk: limits.disk,
             network,
             binds,
@@ -246,26 +243,28 @@ fn candidates<'a>(file: &'a [u8], search_path: &[u8]) -> Result<Vec<CString>, Fa
 }
 
 /// Resource limits of the sandboxee and its children: getrlimit(2).
-fn rlimits(limits: &Limits) -> Vec<(u32, u64)> {
-    let mut all = Vec::with_capacity(8);
-    let mut set = |resource: libc::__rlimit_resource_t, value: Option<u64>| {
-        if let Some(value) = value {
-            all.push((resource, value));
-        }
-    };
-    set(libc::RLIMIT_NPROC, limits.processes);
-    set(libc::RLIMIT_NOFILE, limits.open_files);
-    set(libc::RLIMIT_FSIZE, limits.file_size);
-    set(libc::RLIMIT_STACK, limits.stack);
-    set(libc::RLIMIT_AS, limits.address_space_per_process);
-    // A core_pattern that is a pipe ignores a limit of 0 and honours 1: core(5).
-    set(libc::RLIMIT_CORE, limits.core.map(|bytes| bytes.max(1)));
-    // Init sums the nest's CPU time; this stops a single process even between two looks.
-    set(libc::RLIMIT_CPU, limits.cpu_time.map(|ms| ms.div_ceil(1000) + 1));
-    all
+pub(crate) fn rlimits(limits: &Limits) -> impl Iterator<Item = (u32, u64)> {
+    [
+        (libc::RLIMIT_NPROC, limits.processes),
+        (libc::RLIMIT_NOFILE, limits.open_files),
+        (libc::RLIMIT_FSIZE, limits.file_size),
+        (libc::RLIMIT_STACK, limits.stack),
+        (libc::RLIMIT_AS, limits.address_space_per_process),
+        // A core_pattern that is a pipe ignores a limit of 0 and honours 1: core(5).
+        (libc::RLIMIT_CORE, limits.core.map(|bytes| bytes.max(1))),
+        // Init sums the nest's CPU time; this stops a single process even between two looks.
+        (libc::RLIMIT_CPU, limits.cpu_time.map(|ms| cpu_seconds(ms.saturating_mul(1_000)))),
+    ]
+    .into_iter()
+    .filter_map(|(resource, value)| Some((resource, value?)))
 }
 
-/// How many processors are online. Looked up once: a parked sandboxee can't, its filter is on.
+/// What RLIMIT_CPU, which counts whole seconds, has to be so as to end nobody who has used no more than this.
+pub(crate) fn cpu_seconds(us: u64) -> u64 {
+    us.div_ceil(1_000_000).saturating_add(1)
+}
+
+/// How many processors are online. Looked up once, by the fork server: a process with a filter on may not.
 pub(crate) fn processors() -> u64 {
     static COUNT: LazyLock<u64> = LazyLock::new(|| {
         // SAFETY: takes a number.

@@ -17,9 +17,11 @@
 //!
 //! `docs/architecture.md` has the picture and the sequence of a launch.
 
+mod allowance;
 mod arguments;
 mod boot;
 mod capabilities;
+mod census;
 mod child;
 mod crash;
 mod doctor;
@@ -29,6 +31,7 @@ mod init;
 mod initial;
 mod launch;
 mod learn;
+mod limits;
 mod listener;
 mod memory;
 mod mounter;

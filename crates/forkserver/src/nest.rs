@@ -169,6 +169,11 @@ impl NestPlan {
 }
 
 impl NestMounts<'_> {
+    /// Whether the nest has a proc of its own.
+    pub(crate) fn has_proc(&self) -> bool {
+        self.plan.steps.iter().any(|step| matches!(step, NestStep::Proc { .. }))
+    }
+
     /// Whether a tmpfs of this nest is full: a fact for the verdict, taken when everything is dead.
     pub(crate) fn is_full(&self) -> bool {
         self.plan.steps.iter().any(|step| {

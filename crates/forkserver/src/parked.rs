@@ -110,7 +110,12 @@ pub(crate) fn wait(
             Ok(Orders::Launch(Box::leak(Box::new(prepared))))
         }
         Some(launch_control::Kind::Unpark(_)) => Ok(Orders::MakeWay),
-        // Nobody signals a program that there is not.
-        Some(launch_control::Kind::Kill(_) | launch_control::Kind::Answer(_)) | None => Ok(Orders::Dismissed),
+        // Nobody signals a program that there is not, or limits it.
+        Some(
+            launch_control::Kind::Kill(_)
+            | launch_control::Kind::Answer(_)
+            | launch_control::Kind::SetLimits(_),
+        )
+        | None => Ok(Orders::Dismissed),
     }
 }

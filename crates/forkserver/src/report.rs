@@ -150,6 +150,7 @@ mod event {
     pub(super) const FAILURE: u32 = 4;
     pub(super) const PARKED: u32 = 5;
     pub(super) const ASKED: u32 = 6;
+    pub(super) const LIMITS_SET: u32 = 7;
 }
 
 /// Field numbers of `Ready.kind`.
@@ -319,6 +320,15 @@ pub(crate) fn asked(socket: BorrowedFd<'_>, id: u64, call: &[u8]) -> Result<(), 
     packet::send(socket, &parts, &[], libc::MSG_DONTWAIT)
 }
 
+/// Other limits hold, or why they do not.
+pub(crate) fn limits_set(socket: BorrowedFd<'_>, result: Result<(), Fault<'_>>) {
+    let mut body = Encoder::<2304>::new();
+    if let Err(fault) = result {
+        body.message(1, &encode_failure(&fault));
+    }
+    send(socket, event::LIMITS_SET, body.as_slice(), &[]);
+}
+
 /// The failure of a request that could not even be read.
 pub(crate) fn unreadable(errno: Errno) -> Fault<'static> {
     Fault::new(Step::DecodeRequest, errno, "recvmsg", b"")
@@ -349,6 +359,12 @@ mod tests {
         assert_eq!(failure.step(), Step::MountProc);
         assert_eq!((failure.errno, failure.syscall.as_str()), (libc::EPERM, "mount"));
         assert_eq!((failure.path.as_slice(), failure.detail.as_str()), (&b"/proc"[..], "why"));
+        for result in [Ok(()), Err(fault)] {
+            limits_set(ours.as_fd(), result);
+            let event: LaunchEvent = receive(theirs.as_fd());
+            let Some(launch_event::Kind::LimitsSet(set)) = event.kind else { panic!("{event:?}") };
+            assert_eq!(set.failure.map(|failure| failure.errno), result.err().map(|_| libc::EPERM));
+        }
         request_failed(ours.as_fd(), &fault);
         let answer: Ready = receive(theirs.as_fd());
         assert!(matches!(answer.kind, Some(ready::Kind::Failure(_))));

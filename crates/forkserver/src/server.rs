@@ -12,7 +12,7 @@ use nestbox_sys::{Errno, process};
 use crate::boot::{self, CONTROL_FD};
 use crate::capabilities::{self, CAP_SETUID};
 use crate::fault::{At, Fault};
-use crate::{initial, network, privileged, report, request, template};
+use crate::{initial, launch, network, privileged, report, request, template};
 
 /// What every child of the fork server knows about it.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,8 @@ pub(crate) fn run() -> ! {
     if packet::send_message(control.as_fd(), &hello, &[], 0).is_err() {
         crate::exit(1);
     }
+    // Who has to know it later, in a copy of this memory, may not look it up.
+    launch::processors();
     let mut buffer = vec![0; frame::PACKET_MAX];
     loop {
         let mut fds = Vec::new();

@@ -113,8 +113,6 @@ fn run<'a>(
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::SetNoNewPrivs, "prctl", b"")?;
     let nest = NestPlan::new(plan)?;
     parked::reserve_memory();
-    // Looked up now: a parked sandboxee can't.
-    launch::processors();
     let ready =
         TemplateReady { mounts: plan.template_mounts.len() as u32, not_id_mapped: built.not_id_mapped };
     let socket = settle(socket, built.proc)?;

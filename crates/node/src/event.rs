@@ -176,7 +176,7 @@ pub struct NativeEnded {
 #[derive(Debug)]
 pub struct NativeEvent {
     #[napi(
-        ts_type = "'server-ready' | 'server-lost' | 'prepared' | 'placed' | 'started' | 'asked' | 'ended' | 'failed' | 'lost'"
+        ts_type = "'server-ready' | 'server-lost' | 'prepared' | 'placed' | 'started' | 'asked' | 'limited' | 'ended' | 'failed' | 'lost'"
     )]
     pub kind: String,
     pub token: f64,

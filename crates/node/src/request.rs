@@ -80,7 +80,7 @@ pub struct NativeOutputRequest {
     pub optional: Option<bool>,
 }
 
-/// Limits that a launch tightens.
+/// Limits that a launch tightens, or that change while it runs; then `Infinity` lifts the wall time or the CPU time.
 #[napi(object, object_to_js = false)]
 #[derive(Default)]
 pub struct NativeLimits {
@@ -109,7 +109,7 @@ pub struct NativeLaunched {
 }
 
 /// A whole number of JavaScript; what is negative or no number is 0, what is larger than any is the largest.
-fn whole(value: f64) -> u64 {
+pub(crate) fn whole(value: f64) -> u64 {
     value as u64
 }
 
@@ -140,7 +140,7 @@ fn extra(pair: &[i32]) -> Option<(u32, Extra)> {
 }
 
 impl NativeLimits {
-    fn convert(&self) -> Limits {
+    pub(crate) fn convert(&self) -> Limits {
         Limits {
             wall_time: self.wall_time.map(whole),
             cpu_time: self.cpu_time.map(whole),

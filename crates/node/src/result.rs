@@ -157,6 +157,7 @@ impl ResultMaker {
             }
             Event::Started { token, pid } => self.plain("started", token, Some(pid), None),
             Event::Placed { token, pid } => self.plain("placed", token, Some(pid), None),
+            Event::Limited { token, failure } => self.plain("limited", token, None, failure),
             Event::Prepared { token } => self.plain("prepared", token, None, None),
             Event::Failed { token, failure } => self.plain("failed", token, None, Some(failure)),
             Event::Lost { token, failure } => self.plain("lost", token, None, Some(failure)),

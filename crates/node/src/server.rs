@@ -10,10 +10,11 @@ use napi::{Env, Error, Result, Status, check_status, sys};
 use napi_derive::napi;
 use nestbox_client::{Client, Event, Failure, Launched, Options};
 
+use crate::event::NativeFailure;
 use crate::fork::NativeForkRequest;
 use crate::loop_poll::{Interest, LoopPoll, Pollable};
 use crate::policy::NativePolicy;
-use crate::request::{self, NativeExtras, NativeLaunch, NativeLaunched};
+use crate::request::{self, NativeExtras, NativeLaunch, NativeLaunched, NativeLimits};
 use crate::result::ResultMaker;
 use crate::syscall::NativeAnswer;
 
@@ -205,6 +206,22 @@ impl Server {
     #[napi(catch_unwind)]
     pub fn kill(&self, token: f64, signal: i32) -> bool {
         self.asked(|client| client.kill(token as u64, signal)).unwrap_or(false)
+    }
+
+    /// Asks for other limits of a launch that runs; those that are absent stay. The event `limited` tells when they hold, or
+    /// why not; there is one for each call that gives no failure, in order, unless the launch ends first. With `restartClock`
+    /// the wall time is counted from now on, and the CPU time from what is used by now.
+    #[napi(catch_unwind)]
+    pub fn limit(&self, token: f64, limits: NativeLimits, restart_clock: bool) -> Option<NativeFailure> {
+        let limited = self.asked(|client| client.limit(token as u64, limits.convert(), restart_clock));
+        limited.unwrap_or_else(|| Err(Failure::closed())).err().map(NativeFailure::from)
+    }
+
+    /// Sets another limit for captured output; none if it is negative. False if the launch is over.
+    #[napi(catch_unwind)]
+    pub fn limit_output(&self, token: f64, limit: f64) -> bool {
+        let limit = (limit >= 0.0).then(|| request::whole(limit));
+        self.asked(|client| client.limit_output(token as u64, limit)).unwrap_or(false)
     }
 
     /// Decides about a call that an event `asked` is about; false if it waits no more.

@@ -409,6 +409,7 @@ impl Client {
                 self.ended(token, ended, fds);
             }
             Some(launch_event::Kind::Asked(asked)) => return self.asked(token, asked),
+            Some(launch_event::Kind::LimitsSet(answer)) => return self.limited(token, answer),
             Some(launch_event::Kind::Failure(_)) if self.server_has_died() => {}
             Some(launch_event::Kind::Failure(failure)) => return Err(Failure::from_step(failure)),
             None => return Err(malformed(step, "an event without a kind")),

@@ -169,6 +169,7 @@ impl Client {
             pid_from_sender: draft.pid_from_sender,
             supervision: request.supervision,
             questions: Questions::default(),
+            unanswered_limits: 0,
         };
         self.launches.insert(token, launch);
         self.launched += 1;

@@ -206,7 +206,10 @@ pub fn outcome(socket: &OwnedFd, stdout: Option<OwnedFd>) -> Outcome {
     while all.ended.is_none() && all.failure.is_none() {
         let Some(event) = receive::<LaunchEvent>(socket) else { break };
         match event.message.kind.expect("a kind") {
-            launch_event::Kind::Placed(_) | launch_event::Kind::Parked(_) | launch_event::Kind::Asked(_) => {}
+            launch_event::Kind::Placed(_)
+            | launch_event::Kind::Parked(_)
+            | launch_event::Kind::Asked(_)
+            | launch_event::Kind::LimitsSet(_) => {}
             launch_event::Kind::Started(_) => all.started = Some(event.pid),
             launch_event::Kind::Ended(ended) => {
                 all.ended = Some(ended);
