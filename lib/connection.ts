@@ -70,6 +70,7 @@ export class Connection {
   /** Called whenever nothing is in flight any more. */
   readonly #idle = new Set<() => void>()
   #closed = false
+  #hasRun = false
   /** Why it is gone, once it is. */
   lost: ForkServerError | undefined
   /** Settles once it is known whether the fork server runs. */
@@ -201,7 +202,7 @@ export class Connection {
   #receive(events: readonly NativeEvent[]): void {
     for (const event of events) {
       if (event.kind === 'server-ready') this.#ready()
-      else if (event.kind === 'server-lost') this.#lose(lostError(event.failure))
+      else if (event.kind === 'server-lost') this.#lose(this.#lostError(event.failure))
       else this.#dispatch(event)
     }
     if (this.#listeners.size > 0) return
@@ -228,11 +229,19 @@ export class Connection {
       if (kind === 'prepared') listener.started(pid)
       else if (kind === 'ended' && ended !== undefined) listener.ended(ended)
       else if (kind === 'failed' && failure !== undefined) listener.failed(failure)
-      else listener.lost(this.lost ?? lostError(failure))
+      else listener.lost(this.lost ?? this.#lostError(failure))
     }
   }
 
+  #lostError(failure: NativeFailure | undefined): ForkServerError {
+    // The core sees the end of a socket, whatever it waited for there: with a server that ran, that was not its start.
+    if (failure === undefined || (this.#hasRun && DIED.test(failure.message))) return diedError()
+    const error = fromFailure(failure)
+    return error instanceof ForkServerError ? error : new ForkServerError(error.message, { failure })
+  }
+
   #ready(): void {
+    this.#hasRun = true
     debug(() => `fork server: ready, pid ${this.pid}`)
     this.#settleReady.resolve()
   }
@@ -266,9 +275,11 @@ const detail = ({ pid, failure, ended }: NativeEvent): string => {
   return `, pid ${ended.pid} ${ended.ending} ${ended.status}${ended.limit === undefined ? '' : ` (${ended.limit})`} after ${ms} ms`
 }
 
-const lostError = (failure: NativeFailure | undefined): ForkServerError => {
-  if (failure === undefined)
-    return new ForkServerError('The fork server died. What it ran is lost; the next call starts a new one.')
-  const error = fromFailure(failure)
-  return error instanceof ForkServerError ? error : new ForkServerError(error.message, { failure })
-}
+/** What the core says of a socket that ended without a word. */
+const DIED = /the fork server (?:has )?died$/
+
+const diedError = (): ForkServerError =>
+  new ForkServerError(
+    'The fork server died. What it ran is lost, and so is what it was asked for until its death was seen; the next call ' +
+      'starts a new one.',
+  )

@@ -115,7 +115,8 @@ export class ExecError extends SpawnError {
 brand(ExecError, 'ExecError')
 
 /**
- * The fork server could not be started, or died. What it ran is lost (and dead); the next call starts a new one. With
+ * The fork server could not be started, or died. What it ran is lost (and dead), and so is what was asked for between its
+ * death and the moment in which the host sees it: of those nobody knows whether they ran. The next call starts a new one. With
  * the code `ERR_NESTBOX_FORKSERVER_DISABLED`: the environment forbids to start one.
  */
 export class ForkServerError extends NestboxError {
