@@ -6,7 +6,9 @@ import { Worker } from 'node:worker_threads'
 import test from 'ava'
 
 import { ForkServer, ForkServerError, NestboxError, policy, RequestError, run, Sandbox } from '../index.ts'
-import { exists, isRoot, until } from './helpers.ts'
+import { nativePolicy } from '../lib/policy/policy.ts'
+import type { RunningForkServer } from '../lib/server.ts'
+import { delay, exists, isRoot, until } from './helpers.ts'
 import { firstLine, statusOf } from './inside.ts'
 
 const env = { PATH: '/usr/bin:/bin' }
@@ -104,6 +106,37 @@ test('killed again and again, at any moment', async (t) => {
     // oxlint-disable-next-line no-await-in-loop
     t.is((await sandbox.run('echo', ['next'])).stdout, 'next')
   }
+})
+
+test('killed while a sandbox is being made: nobody is left waiting, and its launches start a new one', async (t) => {
+  const server = (await ForkServer.start()) as RunningForkServer
+  t.teardown(() => server.destroy())
+  const connection = server.connection()
+  process.kill(server.pid, 'SIGKILL')
+  t.true(await until(() => connection.lost !== undefined))
+  const native = nativePolicy(policy('host-system').build())
+  // Who got hold of it before and asks now is told, not left waiting.
+  await t.throwsAsync(connection.prepare(native), { instanceOf: ForkServerError })
+  await t.throwsAsync(connection.warm(native, 1, undefined), { instanceOf: ForkServerError })
+  // One after the other: each has a server of its own to kill.
+  /* oxlint-disable no-await-in-loop */
+  for (let turn = 0; turn < 10; turn += 1) {
+    await server.unsandboxed.run('true', [], { env })
+    const made = Sandbox.create(policy('host-system').hostname(`turn-${turn}`), { server })
+    await delay(turn / 2)
+    if (server.pid > 0) process.kill(server.pid, 'SIGKILL')
+    const sandbox = await made
+    const hostname = async (): Promise<string> => {
+      try {
+        return (await sandbox.run('hostname')).stdout
+      } catch (error) {
+        t.true(error instanceof ForkServerError, String(error))
+        return 'lost'
+      }
+    }
+    t.true(await until(async () => (await hostname()) === `turn-${turn}`))
+  }
+  /* oxlint-enable no-await-in-loop */
 })
 
 test('close() waits for what runs; destroy() does not', async (t) => {

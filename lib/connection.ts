@@ -129,13 +129,13 @@ export class Connection {
 
   /** Builds the template of a policy ahead of its first launch. */
   prepare(policy: NativePolicy): Promise<void> {
-    return this.#prepared(this.#building(() => this.#server.prepare(policy)))
+    return this.#prepared(() => this.#building(() => this.#server.prepare(policy)))
   }
 
   /** Makes so many warm nests of a policy, which wait for `idle` milliseconds, or for ever. */
   warm(policy: NativePolicy, count: number, idle: number | undefined): Promise<void> {
     debug(() => `template: to keep ${count} warm`)
-    return this.#prepared(this.#building(() => this.#server.warm(policy, count, idle)))
+    return this.#prepared(() => this.#building(() => this.#server.warm(policy, count, idle)))
   }
 
   /** Does what may build a template, and tells whoever debugs whether it did. */
@@ -148,9 +148,11 @@ export class Connection {
     return done
   }
 
-  #prepared(token: number): Promise<void> {
+  #prepared(ask: () => number): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#listeners.set(token, {
+      // It may have died while the caller waited for something else. From then on no event comes of it.
+      if (this.lost !== undefined) throw this.lost
+      this.#listeners.set(ask(), {
         started: () => resolve(),
         ended: () => resolve(),
         failed: (failure) => reject(fromFailure(failure)),
