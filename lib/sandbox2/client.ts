@@ -81,6 +81,8 @@ export class ForkClient {
     if (typeof stdin === 'number') message.stdin = stdin
     if (typeof stdout === 'number') message.stdout = stdout
     if (typeof stderr === 'number') message.stderr = stderr
+    // Of a fork server that is gone no event comes: its zygotes, too, are asked for nothing.
+    if (connection.lost !== undefined) throw connection.lost
     const launched = connection.server.fork(message)
     if (launched.failure !== undefined) throw fromFailure(launched.failure)
     const reply = new Reply(connection, launched.token, launched.comms)
