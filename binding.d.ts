@@ -42,6 +42,8 @@ export declare class Server {
   warm(policy: NativePolicy, count: number, idle?: number | undefined | null): number
   /** Throws away the warm nests of a policy. */
   cool(policy: NativePolicy): void
+  /** So many of the launches in flight are none that anybody waits for: they don't keep the process alive. */
+  background(count: number): void
   /** Sends a signal; false if the launch is over. */
   kill(token: number, signal: number): boolean
   /**

@@ -87,6 +87,13 @@ export type {
   SyscallMemory,
   Violation,
 } from './lib/supervision/types.ts'
-export type { ForkServerOptions, ForkServerStats, Percentiles, SandboxOptions, SandboxStats } from './lib/types.ts'
+export type {
+  ForkServerOptions,
+  ForkServerStats,
+  Percentiles,
+  Prewarm,
+  SandboxOptions,
+  SandboxStats,
+} from './lib/types.ts'
 export type { Trace, TraceEvent } from './lib/trace.ts'
 export type { DoctorBlocker, DoctorCheck, DoctorError, DoctorReport } from './lib/doctor/types.ts'

@@ -48,6 +48,7 @@ const ENDED: NativeEnded = {
 
 const HOST: HostFacts = {
   queueMs: 1,
+  handover: undefined,
   canceled: false,
   timedOut: false,
   sent: [],
@@ -186,6 +187,7 @@ test('a result has all fields, and is JSON', (t) => {
       setupMs: 2,
       execMs: 6,
       warm: false,
+      prewarmed: false,
       steps: [
         { step: 'clone-init', ms: 0.5 },
         { step: 'exec', ms: 1.5 },

@@ -54,6 +54,8 @@ export interface LaunchMessage {
   readonly comms: boolean
   readonly reportStart: boolean
   readonly crashReport: boolean
+  /** It waits for a launch: no wall-clock limit runs. */
+  readonly standby: boolean
   readonly warm: number
   /** Milliseconds; undefined: for ever. */
   readonly warmIdle: number | undefined
@@ -67,6 +69,12 @@ export class Connection {
   /** Where the core reads the numbers of a launch, in the order of `crates/node/src/request.rs`. */
   readonly #numbers: Float64Array
   readonly #listeners = new Map<number, Listener>()
+  /** Those among them that stand by for a launch; true: they run, and nobody waits for what becomes of them. */
+  readonly #standing = new Map<number, boolean>()
+  /** How many of these run, so that nothing is expected of them. */
+  #resting = 0
+  /** Programs that stood by, and no launch took them. */
+  #untaken = 0
   /** Called whenever nothing is in flight any more. */
   readonly #idle = new Set<() => void>()
   #closed = false
@@ -112,7 +120,8 @@ export class Connection {
       (message.comms ? 1 : 0) |
       (message.checkFds ? 2 : 0) |
       (message.reportStart ? 4 : 0) |
-      (message.crashReport ? 8 : 0)
+      (message.crashReport ? 8 : 0) |
+      (message.standby ? 16 : 0)
     numbers[6] = message.argc
     numbers[7] = message.warm
     numbers[8] = message.warmIdle ?? -1
@@ -125,6 +134,39 @@ export class Connection {
   /** Registers a launch that the core has taken. */
   listen(launched: NativeLaunched, listener: Listener): void {
     this.#listeners.set(launched.token, listener)
+  }
+
+  /** Registers a program that stands by for a launch. {@link idle} does not wait for it, and the host only until it runs. */
+  standBy(launched: NativeLaunched, listener: Listener): void {
+    this.#listeners.set(launched.token, listener)
+    this.#standing.set(launched.token, false)
+    this.#untaken += 1
+  }
+
+  /**
+   * Makes a program that stands by a launch: its clocks and limits begin now. `Listener.limited` tells that they do.
+   *
+   * @returns false if it is over
+   */
+  handOver(token: number, limits: NativeLimits, listener: Listener): boolean {
+    if (!this.#standing.has(token) || this.limit(token, limits, true) !== undefined) return false
+    this.#untaken -= 1
+    this.#listeners.set(token, listener)
+    this.recall(token)
+    return true
+  }
+
+  /** From now on somebody waits for what becomes of it. */
+  recall(token: number): void {
+    const rests = this.#standing.get(token)
+    if (rests === undefined) return
+    this.#standing.delete(token)
+    if (rests) this.#rest(-1)
+  }
+
+  #rest(change: 1 | -1): void {
+    this.#resting += change
+    if (!this.#closed) this.#server.background(this.#resting)
   }
 
   /** Builds the template of a policy ahead of its first launch. */
@@ -171,12 +213,14 @@ export class Connection {
   }
 
   stats(): ReturnType<Server['stats']> {
-    return this.#server.stats()
+    const stats = this.#server.stats()
+    // What stands by is no launch yet.
+    return { ...stats, running: stats.running - this.#standing.size, launched: stats.launched - this.#untaken }
   }
 
   /** Resolves when nothing is in flight. */
   idle(): Promise<void> {
-    if (this.#listeners.size === 0) return Promise.resolve()
+    if (this.#listeners.size === this.#standing.size) return Promise.resolve()
     return new Promise((resolve) => {
       this.#idle.add(resolve)
     })
@@ -197,6 +241,8 @@ export class Connection {
     // No event comes from a server that was closed.
     const listeners = [...this.#listeners.values()]
     this.#listeners.clear()
+    this.#standing.clear()
+    this.#resting = 0
     for (const listener of listeners) listener.lost(error)
     this.#becomeIdle()
   }
@@ -207,7 +253,7 @@ export class Connection {
       else if (event.kind === 'server-lost') this.#lose(this.#lostError(event.failure))
       else this.#dispatch(event)
     }
-    if (this.#listeners.size > 0) return
+    if (this.#listeners.size > this.#standing.size) return
     // Lets go of what the core still holds of a fork server that died.
     if (this.lost !== undefined) this.close()
     this.#becomeIdle()
@@ -225,9 +271,14 @@ export class Connection {
     } else if (kind === 'limited') {
       listener.limited?.(failure)
     } else if (kind === 'started') {
+      if (this.#standing.get(token) === false) {
+        this.#standing.set(token, true)
+        this.#rest(1)
+      }
       listener.started(pid)
     } else {
       this.#listeners.delete(token)
+      this.recall(token)
       if (kind === 'prepared') listener.started(pid)
       else if (kind === 'ended' && ended !== undefined) listener.ended(ended)
       else if (kind === 'failed' && failure !== undefined) listener.failed(failure)

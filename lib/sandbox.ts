@@ -7,6 +7,8 @@ import { NestboxError, type RequestError, requestError } from './errors.ts'
 import { type LaunchContext, sandboxContext, type Warmth } from './launch/context.ts'
 import type { Flight } from './launch/flight.ts'
 import type { AnyResult } from './launch/result.ts'
+import { Prewarmer } from './launch/prewarm.ts'
+import { ArgsSchema, FileSchema, LaunchOptionsSchema, OutputFileSchema } from './launch/schema.ts'
 import type { Launcher } from './launch/types.ts'
 import { type Gate, makeLauncher } from './launcher.ts'
 import { nativePolicy, policy as policyFactory, toPolicy } from './policy/policy.ts'
@@ -16,7 +18,7 @@ import type { SyscallHandler } from './supervision/types.ts'
 import type { SyscallAction } from './syscalls/types.ts'
 import { RunningForkServer, sharedServer } from './server.ts'
 import type { ForkServer, Percentiles, Sandbox as SandboxType, SandboxOptions, SandboxStats } from './types.ts'
-import { countSchema, demand, MillisecondsSchema, type Tied } from './validate.ts'
+import { AbsolutePath, countSchema, demand, MillisecondsSchema, type Tied } from './validate.ts'
 
 const ServerSchema = z.custom<ForkServer>(
   (server) => server instanceof RunningForkServer,
@@ -31,6 +33,17 @@ const WarmSchema = countSchema(0).refine((count) => count <= 1024, 'It must be a
 /** How long the nest that is kept without being asked for waits, in milliseconds. */
 const DEFAULT_WARM_IDLE = 10_000
 
+const PrewarmSchema = z.strictObject({
+  ...LaunchOptionsSchema.pick({ env: true, argv0: true }).shape,
+  file: FileSchema,
+  args: ArgsSchema.readonly().optional(),
+  cwd: AbsolutePath.optional(),
+  outputs: z.record(z.string(), OutputFileSchema.omit({ to: true })).optional(),
+  count: countSchema(1)
+    .refine((count) => count <= 1024, 'It must be at most 1024')
+    .optional(),
+})
+
 const SandboxOptionsSchema = z.strictObject({
   maxConcurrency: countSchema(1).optional(),
   maxQueue: countSchema(0).optional(),
@@ -39,6 +52,7 @@ const SandboxOptionsSchema = z.strictObject({
   onSyscall: HandlerSchema.optional(),
   warm: WarmSchema.optional(),
   warmIdle: MillisecondsSchema.optional(),
+  prewarm: PrewarmSchema.optional(),
   crashReport: z.boolean().optional(),
 })
 
@@ -90,6 +104,7 @@ class RunningSandbox implements SandboxType {
   #idle: (() => void)[] = []
   readonly #warmth: Warmth
   readonly #context: LaunchContext
+  readonly #prewarmer: Prewarmer | undefined
 
   constructor(policy: Policy, server: RunningForkServer, options: CheckedOptions) {
     this.policy = policy
@@ -108,11 +123,13 @@ class RunningSandbox implements SandboxType {
       },
       over: (flight, result) => this.#over(flight, result),
     }
-    const { warm, warmIdle, onSyscall } = options
+    const { warm, warmIdle, onSyscall, prewarm } = options
     const idle = warmIdle ?? (warm === undefined ? DEFAULT_WARM_IDLE : Infinity)
     this.#warmth = { count: warm ?? 1, idle: Number.isFinite(idle) ? idle : undefined }
     const context = sandboxContext(policy, this.#warmth, { onSyscall }, options.crashReport)
     this.#context = context
+    this.#prewarmer = prewarm === undefined ? undefined : new Prewarmer(context, prewarm, connect)
+    context.prewarmer = this.#prewarmer
     const launcher = makeLauncher(() => context, gate)
     this.run = launcher.run
     this.spawn = launcher.spawn
@@ -125,6 +142,7 @@ class RunningSandbox implements SandboxType {
       const policy = nativePolicy(this.policy)
       await this.#context.prepared()
       await (warm > 0 ? connection.warm(policy, warm, this.#warmth.idle) : connection.prepare(policy))
+      await this.#prewarmer?.fill()
     } catch {
       // The launch meets the same obstacle, or it is gone by then.
     }
@@ -149,6 +167,7 @@ class RunningSandbox implements SandboxType {
       completed: this.#completed,
       errored: this.#errored,
       rejected: this.#queue.rejected,
+      prewarm: this.#prewarmer?.counts() ?? { ready: 0, taken: 0, died: 0 },
       latency: {
         queue: this.#latency.queue.percentiles(),
         setup: this.#latency.setup.percentiles(),
@@ -159,7 +178,9 @@ class RunningSandbox implements SandboxType {
 
   async close(): Promise<void> {
     this.#closed = true
+    this.#prewarmer?.retire()
     await this.#drained()
+    await this.#prewarmer?.end()
     this.#cool()
   }
 
@@ -167,7 +188,7 @@ class RunningSandbox implements SandboxType {
     this.#closed = true
     this.#queue.clear(closed)
     for (const flight of this.#flights) flight.kill(SIGKILL)
-    await this.#drained()
+    await Promise.all([this.#drained(), this.#prewarmer?.end()])
     this.#cool()
   }
 
@@ -191,6 +212,7 @@ class RunningSandbox implements SandboxType {
         this.#latency.total.record(result.durationMs)
       }
     }
+    this.#prewarmer?.launchOver()
     this.#queue.remove(flight)
     if (this.#queue.running > 0 || this.#queue.waiting > 0) return
     const waiting = this.#idle

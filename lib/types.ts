@@ -1,7 +1,7 @@
 // The types of what launches are made with: the fork server and the sandbox. Interfaces, so that users can pass a stub in
 // tests.
 
-import type { Launcher } from './launch/types.ts'
+import type { Launcher, LaunchOptions, OutputFile } from './launch/types.ts'
 import type { Policy } from './policy/types.ts'
 import type { SyscallHandler } from './supervision/types.ts'
 
@@ -67,6 +67,20 @@ export interface ForkServer extends AsyncDisposable {
   destroy(): Promise<void>
 }
 
+/** A program that is started ahead: see {@link SandboxOptions.prewarm}. */
+export interface Prewarm extends Pick<LaunchOptions, 'env' | 'cwd' | 'argv0'> {
+  file: string
+  args?: readonly string[] | undefined
+  /** What launches bring out of it: the same files, by whatever name. */
+  outputs?: Readonly<Record<string, Omit<OutputFile, 'to'>>> | undefined
+  /**
+   * How many are kept.
+   *
+   * @defaultValue 1
+   */
+  count?: number | undefined
+}
+
 /** What a {@link Sandbox} is made with. */
 export interface SandboxOptions {
   /**
@@ -103,6 +117,22 @@ export interface SandboxOptions {
    * @defaultValue 10,000 where `warm` is not given, else `Infinity`
    */
   warmIdle?: number | undefined
+  /**
+   * Keeps a program started, for one that is slow to start: it runs in a nest of its own, loads what it needs, and waits on its comms
+   * channel, fd 1023, for its work. A launch of the same program with `work` (or a `spawn` with `comms`) is given it; where there is
+   * none, the launch starts its own, so this is about time alone. `result.timings.prewarmed` tells.
+   *
+   * A launch is of the same program if all is the same that it can have seen: `file`, `args`, `env`, `cwd`, `argv0`; no
+   * stdin, stdout and stderr pipes; the policy's limits, but for `wallTime`, `cpuTime` and `output`, which begin with the work;
+   * neither `files` nor `binds`; the same `outputs`.
+   *
+   * Each is used once, and replaced in the background. One that dies is replaced more and more slowly; why it died is
+   * reported by the launch that finds none, and dies of the same. While it waits, every limit of the policy holds but `wallTime`,
+   * and what it writes stays in its pipes.
+   *
+   * `create()` resolves when they run.
+   */
+  prewarm?: Prewarm | undefined
   /**
    * Of launches that don't say: whether `result.crash` says what a program was doing that died of a signal.
    *
@@ -146,6 +176,15 @@ export interface SandboxStats {
   readonly errored: number
   /** Launches turned away: queue full, or waited too long. */
   readonly rejected: number
+  /** Programs that were started ahead; zeros without {@link SandboxOptions.prewarm}. */
+  readonly prewarm: {
+    /** Running, and waiting for a launch. They are no launches, and don't count for `maxConcurrency`. */
+    readonly ready: number
+    /** Taken by a launch. */
+    readonly taken: number
+    /** Ended, or not even started, without having been taken. */
+    readonly died: number
+  }
   readonly latency: {
     /** Waiting in the queue. */
     readonly queue: Percentiles

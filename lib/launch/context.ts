@@ -6,6 +6,7 @@ import { SpawnError } from '../errors.ts'
 import { nativePolicy } from '../policy/policy.ts'
 import type { LimitsJSON, Policy } from '../policy/types.ts'
 import type { SyscallHandler } from '../supervision/types.ts'
+import type { Prewarmer } from './prewarm.ts'
 
 /** An environment as the core takes it, and the `PATH` in it. */
 export interface Environment {
@@ -37,6 +38,8 @@ export interface LaunchContext {
   readonly unmet: SpawnError | undefined
   /** The nests that are kept for the launches to come. */
   readonly warmth: Warmth
+  /** The programs that were started ahead. */
+  prewarmer: Prewarmer | undefined
   /** Of launches that don't say whether they want one. */
   readonly crashReport: boolean
   /** Decides about the calls that the filter stops. */
@@ -109,6 +112,7 @@ export const sandboxContext = (
     environment: (over) => (over === undefined ? environment : overlay(policy.env, over)),
     unmet: policy.require.length === 0 ? undefined : unmet(policy),
     warmth,
+    prewarmer: undefined,
     onSyscall: supervision.onSyscall,
     learns: supervision.learns ?? false,
     crashReport,
@@ -154,6 +158,7 @@ export const unsandboxedContext: LaunchContext = Object.freeze({
     over === undefined ? undefined : overlay({}, over),
   unmet: undefined,
   warmth: NO_WARMTH,
+  prewarmer: undefined,
   onSyscall: undefined,
   learns: false,
   crashReport: false,

@@ -24,7 +24,7 @@ import type { SyscallHandler } from '../supervision/types.ts'
 import { toCall } from '../supervision/violation.ts'
 import { type LimitChange, over, RunningLimits } from './limits.ts'
 import { type LaunchRequest, type OpenFile, unsafeDescriptor } from './request.ts'
-import { type AnyResult, makeResult, processError, type Streamed } from './result.ts'
+import { type AnyResult, type Handover, makeResult, processError, type Streamed } from './result.ts'
 import { RunningSandboxee } from './sandboxee.ts'
 import { duplexStream, feed, handOver, inputStream, OutputMeter, OutputStream, releaseDuplex } from './streams.ts'
 
@@ -73,6 +73,12 @@ export class Flight implements Listener {
   /** Descriptors that were opened for this launch. */
   #opened: number[] = []
   #queueMs = 0
+  /** When it was given its work, if its program was started ahead. */
+  #handover: Handover | undefined
+  /** Its limits of time are not known to hold yet. */
+  #handingOver = false
+  /** Why they do not. */
+  #limitsError: Error | undefined
   /** The signals that the host sent, in order. */
   readonly #sent: number[] = []
   #canceled = false
@@ -117,12 +123,14 @@ export class Flight implements Listener {
   begin(connect: Connect): void {
     if (this.#settled) return
     this.#queueMs = performance.now() - this.#created
-    const { context, late } = this.request
+    const { context, late, message } = this.request
     try {
       if (context.unmet !== undefined) throw context.unmet
+      // Only what works over its channel can have been started ahead.
+      if (message.comms && this.#takeOver()) return
       const connection = connect()
       const prepared = context.prepared()
-      if (late.length === 0 && prepared === undefined) this.#launch(connection, this.request.message)
+      if (late.length === 0 && prepared === undefined) this.#launch(connection, message)
       else this.#openAndLaunch(connection, prepared).catch((error: unknown) => this.turnAway(asError(error)))
     } catch (error) {
       this.turnAway(asError(error))
@@ -160,6 +168,15 @@ export class Flight implements Listener {
   }
 
   limited(failure: NativeFailure | undefined): void {
+    // The answers come in order, and this one was asked for first.
+    if (this.#handingOver) {
+      this.#handingOver = false
+      if (failure === undefined) return
+      // Without the limits that it should have it must not run.
+      this.#limitsError = fromLimitsFailure(failure)
+      this.kill(SIGKILL)
+      return
+    }
     const change = this.#limits?.answered(failure === undefined ? undefined : fromLimitsFailure(failure))
     if (change !== undefined) this.#limitsHold(change)
   }
@@ -239,6 +256,21 @@ export class Flight implements Listener {
     }
   }
 
+  /** Takes a program that was started ahead, if there is one for this launch. */
+  #takeOver(): boolean {
+    const beganNs = nanoseconds()
+    const taken = this.request.context.prewarmer?.take(this.request, this)
+    if (taken === undefined) return false
+    const { connection, launched, pid } = taken
+    this.#connection = connection
+    this.#token = launched.token
+    this.#attach(launched)
+    this.#handover = { beganNs, doneNs: nanoseconds() }
+    this.#handingOver = true
+    this.started(pid)
+    return true
+  }
+
   /** Makes streams of the descriptors that came back. */
   #attach({ stdin, stdout, stderr, comms, extra }: NativeLaunched): void {
     const { inputBytes, onOverflow, kind, buffer, limits, work, talks } = this.request
@@ -248,11 +280,11 @@ export class Flight implements Listener {
     }
     if (stdout !== undefined || stderr !== undefined) {
       const meter = new OutputMeter(limits.output, onOverflow, () => this.kill(SIGKILL))
-      const keep = kind === 'spawn' && buffer ? (limits.output ?? Infinity) : undefined
+      const keep = buffer ? (limits.output ?? Infinity) : undefined
       if (stdout !== undefined) this.stdout = new OutputStream(stdout, meter, keep)
       if (stderr !== undefined) this.stderr = new OutputStream(stderr, meter, keep)
       this.#meter = meter
-      // Nobody can read what `run` does not keep.
+      // What `run` keeps is in the result, and nobody can read the rest.
       if (kind === 'run') {
         this.stdout?.discard()
         this.stderr?.discard()
@@ -305,7 +337,8 @@ export class Flight implements Listener {
   async #finishDrained(ended: NativeEnded, streams: readonly OutputStream[]): Promise<void> {
     let timer: NodeJS.Timeout | undefined
     const patience = new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, PATIENCE)
+      // Where the event loop was held up for that long, timers come before what could be read all the time.
+      timer = setTimeout(() => setImmediate(() => setImmediate(resolve)), PATIENCE)
     })
     await Promise.race([Promise.all(streams.map((stream) => stream.ended)), patience])
     clearTimeout(timer)
@@ -324,7 +357,7 @@ export class Flight implements Listener {
   #ownReason(): Error | undefined {
     if (this.#canceled) return this.#abortError(undefined)
     if (this.#handlerError !== undefined) return handlerFailure(this.#handlerError)
-    return this.#inputError === undefined ? undefined : inputFailure(this.#inputError)
+    return this.#inputError === undefined ? this.#limitsError : inputFailure(this.#inputError)
   }
 
   #finish(ended: NativeEnded): void {
@@ -332,6 +365,7 @@ export class Flight implements Listener {
     const { request } = this
     const result = makeResult(request, ended, {
       queueMs: this.#queueMs,
+      handover: this.#handover,
       canceled: this.#canceled,
       timedOut: this.#timedOut,
       sent: this.#sent,
@@ -347,6 +381,7 @@ export class Flight implements Listener {
     if (this.#canceled) this.#fail(this.#abortError(result), result)
     else if (this.#inputError !== undefined) this.#fail(inputFailure(this.#inputError), result)
     else if (this.#handlerError !== undefined) this.#fail(handlerFailure(this.#handlerError), result)
+    else if (this.#limitsError !== undefined) this.#fail(this.#limitsError, result)
     else if (request.reject && result.failed)
       this.#fail(processError(result, this.#limits?.inForce ?? request.limits), result)
     else {
@@ -436,6 +471,9 @@ export class Flight implements Listener {
 /** The error of a launch that was aborted before its program ran. */
 export const abortedBefore = ({ file, signal }: LaunchRequest): AbortError =>
   new AbortError(`The launch of ${file} was aborted before the program ran.`, { cause: signal?.reason })
+
+/** Of the clock that the core's times are of. */
+const nanoseconds = (): number => Number(process.hrtime.bigint())
 
 const streamed = (stream: OutputStream | undefined): Streamed | undefined =>
   stream === undefined ? undefined : { bytes: stream.bytes, kept: stream.collected() }

@@ -233,6 +233,7 @@ class Merge {
       // Whoever only waits for the result need not be woken when the program starts.
       reportStart: this.#kind === 'spawn' || grace !== undefined || context.onSyscall !== undefined,
       crashReport: this.#crashReport(),
+      standby: false,
       warm: context.warmth.count,
       warmIdle: context.warmth.idle,
       extras: undefined,

@@ -16,6 +16,8 @@ import type { CommonResult, Isolation, LaunchOptions, OutputFailure, ResourceUsa
 /** What the host knows of a launch's end, next to what the core reports. */
 export interface HostFacts {
   readonly queueMs: number
+  /** Undefined: the program was started for this launch. */
+  readonly handover: Handover | undefined
   /** Its `signal` ended it. */
   readonly canceled: boolean
   /** The host's own timer for `killSignal` ended it. */
@@ -29,6 +31,12 @@ export interface HostFacts {
   readonly overflowed: boolean
   /** In force at the end. */
   readonly limits: LimitsJSON
+}
+
+/** When a program that was started ahead was given its work, on the core's clock. */
+export interface Handover {
+  readonly beganNs: number
+  readonly doneNs: number
 }
 
 /** A stream's share of the result. */
@@ -110,9 +118,9 @@ export const makeResult = (request: LaunchRequest, ended: NativeEnded, host: Hos
     stderrBytes: host.stderr?.bytes ?? ended.stderrBytes,
     outputs: outputs.found,
     limitsHit: limitsHit(ended, overflowed, limit),
-    durationMs: milliseconds(ended.submittedNs, ended.endedNs),
+    durationMs: milliseconds(host.handover?.beganNs ?? ended.submittedNs, ended.endedNs),
     resourceUsage: resourceUsage(ended),
-    timings: timings(ended, host.queueMs),
+    timings: host.handover === undefined ? timings(ended, host.queueMs) : prewarmed(ended, host.queueMs, host.handover),
     isolation: isolation(request, ended, host.limits),
     file: request.file,
     args: request.args,
@@ -276,6 +284,7 @@ const timings = (ended: NativeEnded, queueMs: number): Timings => {
     setupMs: milliseconds(submittedNs, execNs),
     execMs: milliseconds(execNs, endedNs),
     warm: ended.warm,
+    prewarmed: false,
     steps: markSteps.map((step, index) => {
       const at = markNs[index] ?? before
       const ms = milliseconds(before, at)
@@ -283,6 +292,12 @@ const timings = (ended: NativeEnded, queueMs: number): Timings => {
       return { step, ms }
     }),
   }
+}
+
+const prewarmed = ({ endedNs }: NativeEnded, queueMs: number, { beganNs, doneNs }: Handover): Timings => {
+  const setupMs = milliseconds(beganNs, doneNs)
+  const execMs = milliseconds(doneNs, endedNs)
+  return { queueMs, setupMs, execMs, warm: true, prewarmed: true, steps: [{ step: 'hand-over', ms: setupMs }] }
 }
 
 /** What the nest used. */

@@ -84,7 +84,7 @@ const SignalNameSchema = z.custom<NodeJS.Signals>(
 
 const LaunchFileSchema = z.strictObject({ content: ContentSchema, mode: ModeSchema.optional() })
 
-const OutputFileSchema = z.strictObject({
+export const OutputFileSchema = z.strictObject({
   path: AbsolutePath,
   maxBytes: sizeSchema(0).refine(Number.isFinite, 'It must be finite: what comes from a sandbox is bounded'),
   to: NonEmptyString.optional(),

@@ -112,6 +112,9 @@ export interface LaunchOptions {
    * Work for a program that waits for it: written to its comms channel, fd 1023 inside. Then the program reads the end of file,
    * and what it writes there itself is dropped; unless `spawn` is given `comms` as well, where the channel stays open and
    * yours.
+   *
+   * A launch with work takes a program that was started ahead (`SandboxOptions.prewarm`), if there is one that is the same
+   * in all that it can have seen. Otherwise it starts its own, and does the same with that.
    */
   work?: string | Uint8Array | undefined
   /** Tightens the policy's limits. Anything above them is a `RequestError`. */
@@ -253,6 +256,11 @@ export interface Timings {
   readonly execMs: number
   /** The nest had been prepared ahead. */
   readonly warm: boolean
+  /**
+   * The program had been started ahead (`SandboxOptions.prewarm`). Then handing it its work is the set-up, and stands for exec in
+   * all times; in `resourceUsage` is what it used before.
+   */
+  readonly prewarmed: boolean
   /** The steps of the set-up, in order, each with what it took since the one before. */
   readonly steps: readonly { readonly step: string; readonly ms: number }[]
 }

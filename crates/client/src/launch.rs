@@ -55,6 +55,8 @@ pub struct LaunchRequest<'a> {
     pub warm: Warm,
     /// Capture what it was doing when it dies of a signal, and make a report of that: [`Ended::crash`].
     pub crash_report: bool,
+    /// It stands by for a launch, and must not die of the wall-clock limit before: [`crate::Client::limit`] sets that.
+    pub standby: bool,
     /// An fd to execute, in place of `file`.
     pub exec_fd: Option<RawFd>,
 }

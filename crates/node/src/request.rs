@@ -39,6 +39,7 @@ const COMMS: u32 = 1;
 const CHECK_FDS: u32 = 2;
 const REPORT_START: u32 = 4;
 const CRASH_REPORT: u32 = 8;
+const STANDBY: u32 = 16;
 
 /// What few launches have.
 #[napi(object, object_to_js = false)]
@@ -218,6 +219,7 @@ impl<'a> NativeLaunch<'a> {
                 _ => Supervision::Report,
             },
             crash_report: has(CRASH_REPORT),
+            standby: has(STANDBY),
             warm: warm(numbers[WARM] as u32, (idle >= 0.0).then_some(idle)),
             exec_fd: None,
         }

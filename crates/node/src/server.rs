@@ -53,6 +53,8 @@ struct Polled {
     /// `None` once it is closed and all has been told.
     client: RefCell<Option<Client>>,
     results: ResultMaker,
+    /// How many launches nobody waits for.
+    background: Cell<usize>,
     closed: Cell<bool>,
 }
 
@@ -85,7 +87,7 @@ impl Pollable for Polled {
     fn interest(&self) -> Interest {
         match (self.client.borrow().as_ref().map_or(0, Client::in_flight), self.closed.get()) {
             (0, true) => Interest::Over,
-            (0, false) => Interest::Idle,
+            (count, false) if count <= self.background.get() => Interest::Idle,
             _ => Interest::Waiting,
         }
     }
@@ -135,6 +137,7 @@ impl Server {
         let owner = Polled {
             client: RefCell::new(Some(client)),
             results: ResultMaker::new(env)?,
+            background: Cell::new(0),
             closed: Cell::new(false),
         };
         Ok(Self { poll: LoopPoll::start(env, fd, on_events.raw(), owner)? })
@@ -200,6 +203,13 @@ impl Server {
     #[napi(catch_unwind)]
     pub fn cool(&self, policy: &NativePolicy) {
         self.asked(|client| client.cool(&policy.handle));
+    }
+
+    /// So many of the launches in flight are none that anybody waits for: they don't keep the process alive.
+    #[napi(catch_unwind)]
+    pub fn background(&self, count: u32) {
+        self.poll.owner.background.set(count as usize);
+        self.poll.settle();
     }
 
     /// Sends a signal; false if the launch is over.

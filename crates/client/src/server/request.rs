@@ -69,7 +69,10 @@ impl Client {
             wired.pass(protocol::FdRole::Exec, 0, PassedFd::Lent(fd));
         }
         let template = self.template_for(resolved)?;
-        let limits = tighten(&resolved.limits, &request.limits);
+        let mut limits = tighten(&resolved.limits, &request.limits);
+        if request.standby {
+            limits.wall_time = None;
+        }
         let draft = Draft {
             limits,
             ids,
