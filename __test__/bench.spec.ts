@@ -23,7 +23,18 @@ const bench = (...args: string[]): Promise<{ stdout: string; stderr: string }> =
   promisify(execFile)(process.execPath, [...process.execArgv, path.join(ROOT, 'bench', 'main.ts'), ...args])
 
 /** One of each kind: all of them together start some eighty hosts, one after the other. */
-const FEW = ['ignore', 'capture', 'filter', 'violation', 'heap', 'memory', 'throughput', 'steps', 'sweep-binds']
+const FEW = [
+  'ignore',
+  'capture',
+  'prewarm',
+  'filter',
+  'violation',
+  'heap',
+  'memory',
+  'throughput',
+  'steps',
+  'sweep-binds',
+]
 
 test('a quick run measures, and its samples make a report and plots', async (t) => {
   if (!have('cc') || !existsSync(path.join(ROOT, 'dist', 'index.js'))) return t.pass('there is no compiler or no build')

@@ -39,7 +39,16 @@ export interface Context {
 }
 
 /** Modes that need a program which not every system has, or which not everybody may use. */
-const OF_THE_SYSTEM: ReadonlySet<string> = new Set(['bwrap', 'bwrap-binds', 'unshare', 'crun', 'runc'])
+const OF_THE_SYSTEM: ReadonlySet<string> = new Set([
+  'bwrap',
+  'bwrap-binds',
+  'unshare',
+  'crun',
+  'runc',
+  'slow-spawn',
+  'slow-nestbox',
+  'slow-prewarmed',
+])
 
 /** Should this mode be there? What the system lacks need not, nor the floor where only `npm test` built. */
 const shouldBeThere = (mode: string, { floor }: Programs): boolean =>

@@ -15,6 +15,7 @@ import { existsSync } from 'node:fs'
 
 import { container } from './containers.mjs'
 import { floor } from './floor.mjs'
+import { slow } from './slow.mjs'
 
 /** What users get, not the sources: those would have to be compiled in the host. */
 const DIST = new URL('../dist/', import.meta.url)
@@ -297,6 +298,13 @@ const modes = {
       if (exitCode !== 0) throw unexpected({ exitCode, size })
     })
   },
+
+  // ---- a program that is slow to start ----------------------------------------------------------------------------------------
+
+  'slow-spawn': () => slow('spawn'),
+  /** The program is started when its work is there. */
+  'slow-nestbox': () => slow('cold', nestbox),
+  'slow-prewarmed': () => slow('prewarmed', nestbox),
 
   // ---- the floor --------------------------------------------------------------------------------------------------------------
 

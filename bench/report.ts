@@ -39,6 +39,9 @@ export const LABELS: Readonly<Record<string, string>> = {
   'spawn-output': 'child_process.spawn',
   'spawn-arguments': 'child_process.spawn',
   'bwrap-binds': 'bwrap --unshare-all',
+  'slow-nestbox': 'sandbox.run',
+  'slow-prewarmed': 'sandbox.run, prewarmed',
+  'slow-spawn': 'child_process.spawn',
   unsandboxed: 'unsandboxed.run',
   'sandbox2-nested': "ForkClient, pivot 'nested'",
   'sandbox2-direct': "ForkClient, pivot 'direct'",
@@ -315,6 +318,15 @@ export const reportOf = (run: Run, image: (name: string) => string): string => {
         "after all of the nest is dead. With `'kill'` the kernel kills, and there is nothing to tell but that.",
       ].join('\n'),
       latencyTable(run, 'violation', 'nestbox-violation'),
+    ),
+    ...section(
+      'prewarm',
+      'A program that is slow to start',
+      [
+        'A Python interpreter that imports some modules, is given its work and answers. With `prewarm` it was started before, and has',
+        'loaded all when its work comes.',
+      ].join('\n'),
+      latencyTable(run, 'prewarm', 'slow-spawn'),
     ),
     ...section(
       'heap',

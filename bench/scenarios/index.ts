@@ -3,7 +3,7 @@
 
 import type { Scenario } from '../measure.ts'
 import { filter, filterCold, violation } from './filters.ts'
-import { backToBack, capture, ignore, tail } from './latency.ts'
+import { backToBack, capture, ignore, prewarm, tail } from './latency.ts'
 import { memory } from './memory.ts'
 import { steps } from './steps.ts'
 import { heap, mounts, threads } from './surroundings.ts'
@@ -18,6 +18,7 @@ export const scenarios: readonly Scenario[] = [
   filter,
   filterCold,
   violation,
+  prewarm,
   heap,
   threads,
   mounts,

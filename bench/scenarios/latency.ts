@@ -32,6 +32,18 @@ export const tail: Scenario = {
   run: (context) => compare(context, plain(['nestbox', 'spawn', 'floor-warm']), { launches: context.settings.tail }),
 }
 
+/** A launch of these takes as long as a hundred of the others. */
+const FEWER = 8
+
+export const prewarm: Scenario = {
+  name: 'prewarm',
+  what: 'a Python interpreter that imports some modules, and is given its work: started for it, or ahead of it',
+  run: (context) => {
+    const launches = Math.ceil(context.settings.launches / FEWER)
+    return compare(context, plain(['slow-spawn', 'slow-nestbox', 'slow-prewarmed']), { launches, warmUp: 1, turn: 2 })
+  },
+}
+
 export const capture: Scenario = {
   name: 'capture',
   what: 'a trivial static program that writes a line, stdout and stderr captured',
