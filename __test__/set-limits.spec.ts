@@ -299,6 +299,35 @@ test('limits of processes are tightened for all of them, for good', async (t) =>
   }
 })
 
+test('no fork escapes a tightening, however fast', async (t) => {
+  const sandbox = await Sandbox.create(roomy())
+  // Each process forks its successor and ends; a few of such chains at a time, one with a memory that takes long to copy.
+  const chains = `
+import os, resource, sys, time
+if os.fork() == 0: ballast = bytearray(64 << 20)
+for _ in range(3): os.fork()
+while True:
+    if os.fork(): os._exit(0) if os.getpid() != 2 else os.wait()
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if os.path.exists("/tmp/set") and soft != 50: os.write(1, b"escaped %d\\n" % soft)`
+  const code = `
+import os, sys
+if os.fork() == 0:
+    os.setsid()
+    exec(${JSON.stringify(chains)})
+print("up", flush=True)
+sys.stdin.readline()
+import time; time.sleep(1)
+open("/tmp/set", "w").close()
+time.sleep(0.4)`
+  const program = await python(sandbox, code, { stdin: 'pipe', buffer: true })
+  t.is(await firstLine(program), 'up')
+  await delay(300)
+  await program.setLimits({ openFiles: 50 })
+  program.stdin.end('go\n')
+  t.like(await program.result, { status: 'exited', exitCode: 0, stdout: 'up' })
+})
+
 test('output: is raised and lowered on the host', async (t) => {
   const sandbox = await Sandbox.create(base().limits({ output: 2000 }))
   const code = `

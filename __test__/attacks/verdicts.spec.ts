@@ -1,11 +1,12 @@
 // Real programs of several languages at their limits: each ends in its own way, and the result tells the ways apart.
 
 import { execFileSync } from 'node:child_process'
+import { existsSync } from 'node:fs'
 import path from 'node:path'
 
 import test from 'ava'
 
-import { type Limits, policy, type PolicyBuilder, Sandbox } from '../../index.ts'
+import { type Launcher, type Limits, policy, type PolicyBuilder, Sandbox, unsandboxed } from '../../index.ts'
 import { have, scratch } from '../helpers.ts'
 
 const base = (): PolicyBuilder => policy('host-system')
@@ -74,6 +75,49 @@ python('Python at each limit: every verdict is another', async (t) => {
   t.like(aborts, { status: 'signaled', signal: 'SIGABRT' })
 })
 
+/** Three children that use a second of CPU time each, one after the other or together. */
+const threeSeconds = (together: boolean): string => `
+import os, time
+children = []
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        while time.process_time() < 1: pass
+        os._exit(0)
+    children.append(child)
+    if not ${together ? 'True' : 'False'}: os.waitpid(children.pop(), 0)
+for child in children: os.waitpid(child, 0)`
+
+python('three children that use one second each are three seconds of cpuTime', async (t) => {
+  for (const proc of ['fresh', 'none'] as const) {
+    // oxlint-disable-next-line no-await-in-loop
+    await using sandbox = await Sandbox.create(base().proc(proc).limits({ cpuTime: 60_000 }))
+    const without: Launcher = unsandboxed
+    for (const launcher of proc === 'fresh' ? [sandbox, without] : [sandbox]) {
+      const env = { PATH: '/usr/bin:/bin' }
+      for (const together of [true, false]) {
+        const run = (cpuTime: number) =>
+          launcher.run('/usr/bin/python3', ['-c', threeSeconds(together)], { env, limits: { cpuTime } })
+        // Each of them alone, and any two, use less.
+        // oxlint-disable-next-line no-await-in-loop
+        const over = await run(2600)
+        t.like(over, { status: 'limit-exceeded', limit: 'cpuTime', timedOut: false }, `${proc} ${together}`)
+        const { userCpuMs, systemCpuMs } = over.resourceUsage
+        t.true(userCpuMs + systemCpuMs >= 2500, String(userCpuMs + systemCpuMs))
+        // Had it been noticed at the end only, all three would have ended.
+        t.is(over.status === 'limit-exceeded' && over.signal, 'SIGKILL', `${proc} ${together}`)
+      }
+      // oxlint-disable-next-line no-await-in-loop
+      const within = await launcher.run('/usr/bin/python3', ['-c', threeSeconds(true)], {
+        env,
+        limits: { cpuTime: 9000 },
+      })
+      t.like(within, { status: 'exited', exitCode: 0 })
+      t.true(within.resourceUsage.userCpuMs + within.resourceUsage.systemCpuMs >= 3000)
+    }
+  }
+})
+
 needs('g++')('C++ says bad_alloc: caught, or aborted by its runtime', async (t) => {
   const directory = scratch(t)
   const source = `
@@ -135,10 +179,13 @@ node(
   },
 )
 
+/** The Go compiler, which its own installer puts where no PATH leads. */
+const goTool = have('go') ? 'go' : '/usr/local/go/bin/go'
+const go = goTool === 'go' || existsSync(goTool) ? test : test.skip
 /** The top of an installation of Go, whose own tools are Go programs. */
-const goRoot = have('go') ? execFileSync('go', ['env', 'GOROOT'], { encoding: 'utf8' }).trim() : ''
+const goRoot = go === test ? execFileSync(goTool, ['env', 'GOROOT'], { encoding: 'utf8' }).trim() : ''
 
-needs('go')('a Go runtime that gets no memory aborts with a message of its own', async (t) => {
+go('a Go runtime that gets no memory aborts with a message of its own', async (t) => {
   const shown = policy().bind(path.join(goRoot, 'bin', 'gofmt'), '/gofmt')
   const source = { input: 'package  x' }
   await using sandbox = await Sandbox.create(shown)

@@ -404,7 +404,7 @@ export interface Sandboxee<O extends LaunchOptions = {}> extends AsyncDisposable
    *   brought back.
    * - `processes`, `openFiles`, `fileSize`, `addressSpacePerProcess`, `stack` and `core` can only be tightened: the kernel
    *   lets nobody raise them again. What a process has already it keeps. A fork that was under way at that moment may end
-   *   with the old limits, and is caught within milliseconds.
+   *   with the old limits; it is caught soon after, by stopping the nest for an instant.
    * - `disk` can't be changed.
    *
    * Each result's `isolation.limits` tells what was in force at the end.

@@ -100,13 +100,23 @@ impl Member<'_> {
 
     /// `utime + stime + cutime + cstime`: `/proc/PID/stat`, fields 14 to 17.
     fn ticks(&self) -> u64 {
-        let Ok(file) = open_of(self.proc.as_raw_fd(), self.number, b"/stat") else { return 0 };
+        self.stat(|fields| fields.skip(11).take(4).filter_map(number).sum()).unwrap_or(0)
+    }
+
+    /// A signal has stopped it.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stat(|fields| fields.next().is_some_and(|state| state == b"T")).unwrap_or(false)
+    }
+
+    /// The fields of `/proc/PID/stat` from the third, the state, on.
+    fn stat<T>(&self, take: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T) -> Option<T> {
+        let file = open_of(self.proc.as_raw_fd(), self.number, b"/stat").ok()?;
         let mut text = [0_u8; 512];
-        let length = read_all(&file, &mut text).unwrap_or(0);
+        let length = read_all(&file, &mut text).ok()?;
         let text = &text[..length];
         // The name, in parentheses, may hold anything; the numbers follow the last one.
-        let Some(end) = text.iter().rposition(|&byte| byte == b')') else { return 0 };
-        words(&text[end + 1..]).skip(11).take(4).filter_map(number).sum()
+        let end = text.iter().rposition(|&byte| byte == b')')?;
+        Some(take(&mut words(&text[end + 1..])))
     }
 }
 

@@ -174,6 +174,7 @@ fn start<'a>(
     let supervisor = listener.map(supervise);
     let tracer = if launch.crash_report { Tracer::attach(pid, nest.reads)? } else { None };
     let capable = nest.guard.is_some();
+    let changes = Changes::new(nest.pid_namespace && tracer.is_none());
     Ok(Some(Running {
         launch,
         pid,
@@ -185,7 +186,7 @@ fn start<'a>(
         tracer,
         census,
         allowance,
-        changes: Changes::default(),
+        changes,
     }))
 }
 

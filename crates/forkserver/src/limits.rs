@@ -4,7 +4,8 @@
 //! prlimit(2) for every process of the nest, until a pass over all of them finds nobody left to change: whoever is forked
 //! meanwhile has its parent's, and so is changed by that pass or the next. A fork that was under way when its parent was
 //! changed has the old limits and is not to be seen before it is done; so the passes go on for a while, at growing
-//! distances, after the host has its answer.
+//! distances, after the host has its answer. If one of them finds such a latecomer, which by then may be forking itself, the
+//! whole nest is stopped for a moment: a fork under way gives up when a signal is pending, and is begun anew afterwards.
 //!
 //! Promises: nothing is ever raised but the time that the nest has (and RLIMIT_CPU with it, which only follows that); if
 //! something fails, what was tightened stays so, and the time is as it was. Called by [`crate::init`].
@@ -18,8 +19,11 @@ use crate::census::Census;
 use crate::fault::{At, Fault};
 use crate::launch;
 
-/// For how long the passes follow each other without a pause, in nanoseconds. The clock is not looked at meanwhile.
-const PATIENCE: u64 = 50_000_000;
+/// How many passes follow each other at most. The clock is not looked at meanwhile.
+const PASSES_MAX: usize = 16;
+
+/// How many processes of a nest may be stopped by the nest itself, and stay so.
+const STOPPED_MAX: usize = 256;
 
 /// The first pause before another pass, and the longest; each is twice the one before. All of them together are what a fork
 /// may take that was under way: two seconds are one of tens of gigabytes.
@@ -40,14 +44,20 @@ enum Rule {
 const RULES_MAX: usize = 7;
 
 /// The changes of one launch so far, and when its processes are looked at again.
-#[derive(Default)]
 pub(crate) struct Changes {
     rules: [Option<Rule>; RULES_MAX],
     again: Option<u64>,
     pause: u64,
+    /// The nest can be stopped: all that kill(2) reaches is its own, and nobody traces it, who would see the stops.
+    stops: bool,
 }
 
 impl Changes {
+    /// Of a nest that can be stopped for a moment, or not.
+    pub(crate) fn new(stops: bool) -> Self {
+        Self { rules: [None; RULES_MAX], again: None, pause: 0, stops }
+    }
+
     /// When another pass is due.
     pub(crate) fn next(&self) -> Option<u64> {
         self.again
@@ -91,6 +101,7 @@ impl Changes {
         // Nobody waits for an answer; what can't be done now is tried again at the next.
         if self.pass(census) != Ok(0) {
             self.pause = PAUSE_MIN;
+            let _ = self.pass_stopped(census);
         }
         self.pause_after(now);
     }
@@ -123,12 +134,45 @@ impl Changes {
         // Whatever comes of it: what could be changed by now is not to be undone by a fork.
         self.pause = PAUSE_MIN;
         self.pause_after(begun);
-        while self.pass(census)? > 0 {
-            if monotonic_ns() > begun + PATIENCE {
-                return Err(Errno::EAGAIN);
+        for _ in 0..PASSES_MAX {
+            if self.pass(census)? == 0 {
+                return Ok(());
             }
         }
-        Ok(())
+        self.pass_stopped(census)
+    }
+
+    /// Passes with the nest stopped, until one changes nothing. That is all then: whoever was forking at the signal is not,
+    /// and whom one of the stopped has woken again in the very moment has the limits by now, and so has what he forks.
+    fn pass_stopped(&self, census: &mut Census) -> Result<(), Errno> {
+        if !self.stops {
+            return Err(Errno::EAGAIN);
+        }
+        let mut stopped = [0_i32; STOPPED_MAX];
+        let mut count = 0;
+        census.each(|member| {
+            if member.is_stopped()
+                && let (Some(pid), Some(slot)) = (member.pid(), stopped.get_mut(count))
+            {
+                (*slot, count) = (pid, count + 1);
+            }
+        })?;
+        let mut result = Err(Errno::EAGAIN);
+        for _ in 0..PASSES_MAX {
+            signal(-1, libc::SIGSTOP);
+            match self.pass(census) {
+                Ok(0) => result = Ok(()),
+                Ok(_) => continue,
+                Err(errno) => result = Err(errno),
+            }
+            break;
+        }
+        census.each(|member| {
+            if let Some(pid) = member.pid().filter(|pid| !stopped[..count].contains(pid)) {
+                signal(pid, libc::SIGCONT);
+            }
+        })?;
+        result
     }
 
     /// One pass over all processes; how many of their limits it changed.
@@ -148,6 +192,12 @@ impl Changes {
         })?;
         failed.map_or(Ok(changed), Err)
     }
+}
+
+/// To a process of the nest, or with -1 to all: kill(2) from within its pid namespace.
+fn signal(pid: i32, number: i32) {
+    // SAFETY: numbers only.
+    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_kill, pid, number) };
 }
 
 impl Rule {
@@ -225,7 +275,7 @@ mod tests {
 
     #[test]
     fn of_several_changes_the_tightest_counts() {
-        let mut changes = Changes::default();
+        let mut changes = Changes::new(false);
         for most in [10, 5, 8] {
             changes.add(Rule::AtMost(libc::RLIMIT_NOFILE, most));
         }
