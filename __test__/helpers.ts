@@ -56,8 +56,14 @@ export const exists = (pid: number): boolean => {
   }
 }
 
+/**
+ * Milliseconds: what is bounded at all ends sooner, on a machine that does much else, too. What has no bound goes on for longer.
+ * Nothing about speed is asserted by it.
+ */
+export const BOUNDED = 20_000
+
 /** Waits until something holds, looking often. */
-export const until = async (holds: () => boolean | Promise<boolean>, timeout = 5000): Promise<boolean> => {
+export const until = async (holds: () => boolean | Promise<boolean>, timeout = BOUNDED): Promise<boolean> => {
   const end = performance.now() + timeout
   for (;;) {
     // In sequence by nature.

@@ -232,7 +232,7 @@ test('a worker that is terminated leaves no sandboxee, and harms nobody', async 
   const here = await (await Sandbox.create()).spawn('cat', [], { stdin: 'pipe' })
   for (const pid of pids) t.true(exists(pid))
   await worker.terminate()
-  t.true(await until(() => pids.every((pid) => !exists(pid)), 3000))
+  t.true(await until(() => pids.every((pid) => !exists(pid))))
   here.stdin.end('alive\n')
   t.is(await firstLine(here), 'alive')
 })

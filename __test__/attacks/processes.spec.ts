@@ -9,7 +9,7 @@ import { createInterface } from 'node:readline'
 import { setTimeout as delay } from 'node:timers/promises'
 
 import { ForkServer, Sandbox } from '../../index.ts'
-import { exists, isRoot, until } from '../helpers.ts'
+import { BOUNDED, exists, isRoot, until } from '../helpers.ts'
 import { family, processOf } from '../invariants/support.ts'
 import { alive, attack, attackable, done, filters, inside, outside, program, victim } from './support.ts'
 
@@ -90,7 +90,7 @@ attack('processes that went into hiding end with their nest', async (t) => {
     const result = await running.result
     t.is(result.status, 'exited')
     t.deepEqual(hidden(server.pid), [])
-    t.true(result.durationMs < 5000)
+    t.true(result.durationMs < BOUNDED)
   }
 })
 
@@ -112,7 +112,7 @@ attack('init can not be kept from ending a nest in time', async (t) => {
     // Of an unprivileged host's init the descriptors can be limited without the filter, to no end but its own outputs.
     const refused = filter === 'default' || isRoot
     t.is(/^descriptors done$/m.test(result.stdout), !refused, result.stdout)
-    t.true(result.durationMs < 3000, String(result.durationMs))
+    t.true(result.durationMs < BOUNDED, String(result.durationMs))
   }
 })
 
@@ -127,7 +127,7 @@ attack('bombs are contained, others launch meanwhile, and one kill ends them', a
     bomb.kill()
     // The exec bomb's first process may have come to the end of its chain.
     t.true(['killed', 'exited'].includes((await bomb.result).status), kind)
-    t.true(performance.now() - start < 3000, `${kind}: ${performance.now() - start} ms`)
+    t.true(performance.now() - start < BOUNDED, `${kind}: ${performance.now() - start} ms`)
     t.true(await until(() => !exists(bomb.pid)))
   }
 })
