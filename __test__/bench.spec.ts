@@ -26,9 +26,9 @@ const bench = (...args: string[]): Promise<{ stdout: string; stderr: string }> =
 const FEW = [
   'ignore',
   'capture',
-  'prewarm',
   'filter',
   'violation',
+  'prewarm',
   'heap',
   'memory',
   'throughput',
