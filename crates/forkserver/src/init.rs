@@ -128,6 +128,8 @@ struct Running<'a> {
     census: Census,
     allowance: Allowance,
     changes: Changes,
+    /// Room for what a packet may bring.
+    fds: Vec<OwnedFd>,
 }
 
 /// From the fresh namespaces to the running program; `None` if it was a warm nest's that nobody needs.
@@ -140,12 +142,17 @@ fn start<'a>(
         report::placed(socket);
     }
     let signals = watch_signals(nest.pid_namespace)?;
+    // Now: later the allocator's tidying up would copy its pages while a launch waits.
+    let fds = Vec::with_capacity(frame::FDS_MAX);
     marks.add(Step::PrepareInit);
     if nest.sandboxed {
         nest::set_up(nest.mounts, nest.launch, nest.hostname, marks)?;
     }
     marks.add(Step::SetHostname);
     let task = nest.park.map_or(Task::Launch(nest.launch), Task::Park);
+    if nest.park.is_some() {
+        touch_stack();
+    }
     let mut child = start_child(nest, task, None, marks)?;
     let mut parked = nest.park.is_some();
     if matches!(child.outcome, Outcome::MadeWay) {
@@ -187,7 +194,16 @@ fn start<'a>(
         census,
         allowance,
         changes,
+        fds,
     }))
+}
+
+/// Has the kernel give this process the stack that it will use: the frames of its report are large, and each page that they
+/// reach for the first time costs a launch 3 µs.
+#[inline(never)]
+fn touch_stack() {
+    const DEPTH: usize = 32 * 1024;
+    std::hint::black_box([0_u8; DEPTH]);
 }
 
 /// A launch child that executed or gave up.
@@ -363,7 +379,7 @@ fn take_proc(nest: &Nest<'_>, launch: &Prepared<'_>, spare: RawFd) -> Result<(Ce
 /// Waits for the program, the host and the clock.
 fn supervise(nest: &Nest<'_>, socket: BorrowedFd<'_>, mut running: Running<'_>, marks: &Marks) -> ! {
     let mut ended = None;
-    let mut fds = Vec::with_capacity(frame::FDS_MAX);
+    let mut fds = std::mem::take(&mut running.fds);
     let mut settle_at = Some(running.exec_ns + SETTLE_AFTER);
     let verdict = loop {
         let busy = running.tracer.as_ref().is_some_and(Tracer::is_busy);
@@ -677,5 +693,19 @@ fn finish(
             crash_fds: outputs.of_crash,
         },
     );
+    wait_for_farewell(socket);
     crate::exit(0)
+}
+
+/// How long the host may take to let go, in nanoseconds.
+const FAREWELL: i64 = 2_000_000;
+
+/// Sleeps until the host has taken the result and closed its end. The kernel expects whoever writes to a socket to sleep
+/// next, and so puts the reader that it wakes on the writer's processor: the result would wait there for 200 µs, as long as
+/// it takes to free a mount and a pid namespace. sched_yield(2) does not help: it may come back at once.
+fn wait_for_farewell(socket: BorrowedFd<'_>) {
+    let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+    let timeout = libc::timespec { tv_sec: 0, tv_nsec: FAREWELL };
+    // SAFETY: a pollfd and a timespec of ours; no signal mask.
+    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_ppoll, &raw mut poll, 1, &raw const timeout, 0, 0) };
 }
