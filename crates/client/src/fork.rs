@@ -191,7 +191,7 @@ impl ForkCall<'_> {
 impl Client {
     /// Serves a request of sandbox2's surface. An error here is final; otherwise events follow.
     pub fn fork(&mut self, call: ForkCall<'_>) -> Result<Launched, Failure> {
-        self.check_alive()?;
+        self.begin_request()?;
         match call.mode() {
             Mode::Unspecified => Err(refused("a request without a mode")),
             Mode::Initialize => self.initialize(&call),

@@ -157,6 +157,8 @@ pub struct Client {
     /// Control sockets of zygotes for which a request waits for room.
     waiting_zygotes: HashMap<u64, Channel>,
     pub(crate) launches: HashMap<u64, Launch>,
+    /// Launches whose results are told, and which still hold what they had: see [`Client::tidy`].
+    over: Vec<Launch>,
     pub(crate) preparations: HashMap<u64, Preparation>,
     symbolizer: Image,
     /// The launches that make sense of a crash, and whose.
@@ -235,6 +237,7 @@ impl Client {
             binds: HashMap::new(),
             waiting_zygotes: HashMap::new(),
             launches: HashMap::new(),
+            over: Vec::new(),
             preparations: HashMap::new(),
             symbolizer: Image::Embedded(options.symbolizer),
             symbolizing: HashMap::new(),
@@ -298,7 +301,9 @@ impl Client {
         self.close();
     }
 
-    pub(crate) fn check_alive(&self) -> Result<(), Failure> {
+    /// What every request begins with: what has ended holds nothing any more, and there is somebody to ask.
+    pub(crate) fn begin_request(&mut self) -> Result<(), Failure> {
+        self.tidy();
         match &self.state {
             State::Gone(failure) => Err(failure.clone()),
             State::Starting | State::Running { .. } => Ok(()),
@@ -346,6 +351,7 @@ impl Client {
     }
     /// The fork server is dead or was closed: nothing of it is used again.
     fn bury(&mut self, failure: &Failure, report: bool) {
+        self.tidy();
         // Its sockets first, so that whatever is left of it dies.
         self.control = None;
         self.process.kill();

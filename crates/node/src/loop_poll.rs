@@ -26,6 +26,9 @@ pub(crate) trait Pollable {
     /// The events as a value, in an open handle scope.
     fn to_value(&self, env: sys::napi_env, events: Self::Events) -> Result<sys::napi_value>;
 
+    /// The events were handed over: what could wait for that is done.
+    fn delivered(&self);
+
     /// After the events were handed over, and after each request: whether somebody waits for more.
     fn interest(&self) -> Interest;
 
@@ -238,6 +241,7 @@ unsafe extern "C" fn on_ready<T: Pollable + 'static>(handle: *mut UvPoll, _statu
     let _ = catch_unwind(AssertUnwindSafe(|| {
         if let Some(events) = this.owner.ready() {
             this.deliver(events);
+            this.owner.delivered();
         }
         this.settle();
     }));

@@ -84,6 +84,13 @@ impl Pollable for Polled {
         Ok(array)
     }
 
+    fn delivered(&self) {
+        // Taken by whoever closed it meanwhile.
+        if let Some(client) = &mut *self.client.borrow_mut() {
+            client.tidy();
+        }
+    }
+
     fn interest(&self) -> Interest {
         match (self.client.borrow().as_ref().map_or(0, Client::in_flight), self.closed.get()) {
             (0, true) => Interest::Over,

@@ -89,8 +89,7 @@ impl Client {
         let template = route.template();
         if let Some(id) = template {
             self.count_in(id, token)?;
-            let Some(refused) = self.send_to_warm(id, token, message, &mut fds)? else {
-                self.refill_later(id, warm);
+            let Some(refused) = self.send_to_warm(id, token, message, &mut fds, warm)? else {
                 self.send_signals(token, signals);
                 return Ok(());
             };
@@ -146,8 +145,10 @@ impl Client {
         if network == NetworkNeed::Own {
             self.tend_networks();
         }
-        if let Some(id) = template {
-            self.refill_later(id, warm);
+        if let Some(id) = template
+            && self.refill_later(id, warm)
+        {
+            self.keep_warm(id, warm);
         }
         self.send_signals(token, signals);
         Ok(())
@@ -349,7 +350,15 @@ impl Client {
         }
         let ended = Box::new(launch.conclude(message, outputs));
         self.push(Event::Ended { token, ended });
-        self.release(launch);
+        self.over.push(launch);
+    }
+
+    /// Gives back what the launches held that have ended. Whoever waits for their results comes first, so this is called
+    /// when those have been told, and before whatever may need what is given back.
+    pub fn tidy(&mut self) {
+        while let Some(launch) = self.over.pop() {
+            self.release(launch);
+        }
     }
 }
 

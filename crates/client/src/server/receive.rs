@@ -31,6 +31,7 @@ const PACKETS: usize = 64;
 impl Client {
     /// Handles what is ready and appends what happened to `events`. Does not wait.
     pub fn dispatch(&mut self, events: &mut Vec<Event>) {
+        self.tidy();
         self.dispatching = true;
         let mut ready = Vec::new();
         loop {

@@ -28,7 +28,7 @@ use super::{Client, Preparation, Questions, gone, spawn_failure};
 impl Client {
     /// Launches a program. An error here is final; otherwise events follow.
     pub fn launch(&mut self, request: LaunchRequest<'_>) -> Result<Launched, Failure> {
-        self.check_alive()?;
+        self.begin_request()?;
         if request.args.is_empty() {
             return Err(Failure::fact(Code::Request, Step::Unspecified, "argv is empty"));
         }
@@ -202,7 +202,7 @@ impl Client {
     }
 
     fn try_prepare(&mut self, token: u64, policy: &PolicyHandle) -> Result<(), Failure> {
-        self.check_alive()?;
+        self.begin_request()?;
         let resolved = policy.resolve_for(&[])?;
         if resolved.plan.root_writable {
             // Its templates serve one launch each: there is none to make ahead, but the namespaces that all need.

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use nestbox_protocol::{
     self as protocol, FdRole, LaunchControl, LaunchEvent, Step, Unpark, frame, launch_control, launch_event,
 };
-use nestbox_sys::{packet, process, socket};
+use nestbox_sys::{packet, process};
 use prost::Message;
 
 use crate::channel::{self, PassedFd};
@@ -48,7 +48,7 @@ impl Client {
     }
 
     fn try_warm(&mut self, token: u64, policy: &PolicyHandle, warm: Warm) -> Result<(), Failure> {
-        self.check_alive()?;
+        self.begin_request()?;
         let resolved = policy.resolve_for(&[])?;
         if resolved.plan.root_writable {
             // Each of its templates serves one launch: there is nothing to make ahead.
@@ -110,21 +110,22 @@ impl Client {
         self.tell_warm(id);
     }
 
-    /// A launch was sent to a template: what it took is replaced in a while, when it does not cost that launch anything. Where
-    /// launches follow each other closely there is no such while: then it is made beside the launch.
-    pub(super) fn refill_later(&mut self, id: u64, warm: Warm) {
-        let Some(template) = self.templates.get_mut(id) else { return };
+    /// A launch of a template: what it takes is replaced in a while, when it does not cost that launch anything. Where
+    /// launches follow each other closely there is no such while. True: then call [`Client::keep_warm`] once it is sent, so
+    /// that the next nest is made beside it.
+    pub(super) fn refill_later(&mut self, id: u64, warm: Warm) -> bool {
+        let Some(template) = self.templates.get_mut(id) else { return false };
         if warm.count <= template.nests.len() || template.key.is_none() {
-            return;
+            return false;
         }
         if template.refill.is_some() && template.running == 1 {
             template.refill = None;
-            self.keep_warm(id, warm);
-            return;
+            return true;
         }
         let due = process::monotonic_ns() + REFILL_AFTER_NS;
         template.refill = Some((due, warm));
         self.set_timer(due);
+        false
     }
 
     /// A launch of a template has ended.
@@ -196,13 +197,17 @@ impl Client {
         Ok(socket)
     }
 
-    /// Gives a launch to a warm nest. What comes back is for a nest that is made for it.
+    /// Gives a launch to a warm nest, and sees to it that it is replaced. What comes back is for a nest that is made for it.
+    ///
+    /// What wakes the parked process comes last: the kernel wakes it on this very processor, where it waits until this one
+    /// sleeps.
     pub(super) fn send_to_warm(
         &mut self,
         id: u64,
         token: u64,
         message: protocol::Launch,
         fds: &mut Vec<PassedFd>,
+        warm: Warm,
     ) -> Result<Option<protocol::Launch>, Failure> {
         // The size of its file systems and its ids are settled, and the binds of a launch are mapped to those it was to have.
         let own_disk = message.limits.is_some_and(|limits| limits.disk.is_some());
@@ -216,10 +221,20 @@ impl Client {
         let control = LaunchControl { kind: Some(launch_control::Kind::Launch(message)) };
         let unpark = needs_init || control.encoded_len() > frame::PARKED_MAX - frame::HEADER;
         let passed = fds.len();
+        let mut refill = None;
         if let Ok(packet) = channel::encode(&control, fds) {
             while let Some(nest) = self.templates.get_mut(id).and_then(|template| template.nests.take()) {
+                self.reactor
+                    .modify(nest.socket.as_fd(), Key::new(Kind::Launch, token), Interest::Read)
+                    .map_err(spawn_failure(Step::ReceiveRequest, "epoll_ctl"))?;
+                let at_once = refill.unwrap_or_else(|| self.refill_later(id, warm));
+                refill = Some(at_once);
                 if self.deliver(&nest, &packet, fds, unpark) {
-                    return self.adopt(token, nest, unpark).map(|()| None);
+                    self.adopt(token, nest, unpark);
+                    if at_once {
+                        self.keep_warm(id, warm);
+                    }
+                    return Ok(None);
                 }
                 // It died before its launch came.
                 self.discard(nest);
@@ -232,11 +247,9 @@ impl Client {
         }
     }
 
+    /// False: nobody is there to take it.
     fn deliver(&self, nest: &Nest, packet: &[u8], fds: &[PassedFd], unpark: bool) -> bool {
         let socket = nest.socket.as_fd();
-        if socket::at_end_of_file(socket) {
-            return false;
-        }
         if self.ids.one_each() {
             // Pipes belong to who may open them again through /proc/self/fd.
             let owner = (Some(nest.ids.uid.into()), Some(nest.ids.gid.into()));
@@ -254,18 +267,14 @@ impl Client {
     }
 
     /// The nest is the launch's from now on.
-    fn adopt(&mut self, token: u64, nest: Nest, unparked: bool) -> Result<(), Failure> {
-        self.reactor
-            .modify(nest.socket.as_fd(), Key::new(Kind::Launch, token), Interest::Read)
-            .map_err(spawn_failure(Step::ReceiveRequest, "epoll_ctl"))?;
-        let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
+    fn adopt(&mut self, token: u64, nest: Nest, unparked: bool) {
+        let Some(launch) = self.launches.get_mut(&token) else { return };
         self.ids.release(std::mem::replace(&mut launch.ids, nest.ids));
         launch.socket = Some(nest.socket);
         launch.network = nest.network;
         launch.warm = true;
         // A process that made way has a successor.
         launch.pid = if unparked { 0 } else { nest.pid };
-        Ok(())
     }
 
     /// Reads what a warm nest has to say before it has a launch.
