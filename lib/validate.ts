@@ -88,31 +88,50 @@ const isMemorable = (copied: unknown): boolean => {
   return length <= MEMORABLE
 }
 
-/** Whether two copies, the second one memorable, say the same in the same order. */
-const isSame = (copied: unknown, known: unknown): boolean => {
-  if (copied === known) return true
-  if (typeof copied !== 'object' || typeof known !== 'object' || copied === null || known === null) return false
-  if (Array.isArray(copied) !== Array.isArray(known)) return false
-  const keys = Object.keys(copied)
+/**
+ * Whether an input says the same as a memorable copy of an earlier one. Each of its properties is read once, and nothing of it
+ * is used: what was validated then is.
+ */
+const saysTheSame = (input: unknown, known: unknown): boolean => {
+  if (input === known) return true
+  if (typeof input !== 'object' || typeof known !== 'object' || input === null || known === null) return false
+  if (Array.isArray(input)) {
+    if (!Array.isArray(known) || input.length !== known.length) return false
+    for (let index = 0; index < known.length; index += 1) if (input[index] !== known[index]) return false
+    return true
+  }
+  if (Array.isArray(known)) return false
+  const keys = Object.keys(input)
   const knownKeys = Object.keys(known)
   if (keys.length !== knownKeys.length) return false
-  return keys.every(
-    (key, index) =>
-      key === knownKeys[index] && (copied as Record<string, unknown>)[key] === (known as Record<string, unknown>)[key],
-  )
+  for (let index = 0; index < keys.length; index += 1) {
+    const key = keys[index] as string
+    if (key !== knownKeys[index]) return false
+    if ((input as Record<string, unknown>)[key] !== (known as Record<string, unknown>)[key]) return false
+  }
+  return true
+}
+
+/** The same, of an input whose getters or proxies may throw: then it is not the same, and the copy finds out why. */
+const isSame = (input: unknown, known: unknown): boolean => {
+  try {
+    return saysTheSame(input, known)
+  } catch {
+    return false
+  }
 }
 
 /**
- * {@link check}, for inputs that mostly repeat: the last one that was found right is remembered, and is not validated again
- * as long as the same comes. To validate a launch's options takes longer than to launch it does in JavaScript.
+ * {@link check}, for inputs that mostly repeat: the last one that was found right is remembered, and is neither copied nor
+ * validated again as long as the same comes. To validate a launch's options takes longer than to launch it does in JavaScript.
  */
 export const repeatedly = <S extends z.ZodType>(schema: S): ((input: unknown) => Checked<z.output<S>>) => {
   let known: unknown
   let remembered: Checked<z.output<S>> | undefined
   return (input) => {
+    if (remembered !== undefined && isSame(input, known)) return remembered
     const copied = copyOf(input)
     if (!copied.ok) return copied
-    if (remembered !== undefined && isSame(copied.value, known)) return remembered
     const checked = checkCopied(schema, copied.value)
     if (checked.ok && isMemorable(copied.value)) {
       known = copied.value
