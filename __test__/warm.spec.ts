@@ -190,6 +190,23 @@ test('as many as were asked for, replaced when they are taken', async (t) => {
   await t.throwsAsync(sandbox.warm(1), { code: 'ERR_NESTBOX_CLOSED' })
 })
 
+test('who waits for several gets them, whatever other sandboxes of the policy launch meanwhile', async (t) => {
+  const server = await ForkServer.start()
+  t.teardown(() => server.destroy())
+  const busy = await Sandbox.create(policy('host-system'), { server })
+  await busy.run('true')
+  let waiting = true
+  // They share the nests, and each of these launches takes one.
+  const launching = (async (): Promise<void> => {
+    // oxlint-disable-next-line no-await-in-loop
+    while (waiting) await busy.run('true')
+  })()
+  const patient = await Sandbox.create(policy('host-system'), { server, warm: 4 })
+  waiting = false
+  await launching
+  t.like(await patient.run('true'), { status: 'exited', exitCode: 0 })
+})
+
 test('a sandbox that is closed takes its warm nests along', async (t) => {
   const { server, sandbox } = await warmed(t, { warm: 2 })
   const before = family(server.pid).length

@@ -78,8 +78,20 @@ impl Client {
         }
     }
 
+    /// The most that anybody wants of a template's nests: `warm`, or what somebody waits for. Sandboxes of one policy share
+    /// them, and a launch of one must not leave the other waiting.
+    fn most_wanted(&self, id: u64, warm: Warm) -> Warm {
+        let waiting = self.templates.get(id).into_iter().flat_map(|template| &template.warming);
+        let wishes = waiting.filter_map(|token| match self.preparations.get(token) {
+            Some(Preparation::Warm(wish)) => Some(*wish),
+            _ => None,
+        });
+        wishes.chain([warm]).max_by_key(|wish| wish.count).unwrap_or(warm)
+    }
+
     /// Sees to it that a template has as many warm nests as are wanted, ready or on their way.
     pub(super) fn keep_warm(&mut self, id: u64, warm: Warm) {
+        let warm = self.most_wanted(id, warm);
         if warm.count == 0 {
             self.tell_warm(id);
             return;
@@ -114,6 +126,7 @@ impl Client {
     /// launches follow each other closely there is no such while. True: then call [`Client::keep_warm`] once it is sent, so
     /// that the next nest is made beside it.
     pub(super) fn refill_later(&mut self, id: u64, warm: Warm) -> bool {
+        let warm = self.most_wanted(id, warm);
         let Some(template) = self.templates.get_mut(id) else { return false };
         if warm.count <= template.nests.len() || template.key.is_none() {
             return false;
@@ -339,15 +352,9 @@ impl Client {
             if NetworkNeed::of_plan(&template.resolved.plan) != NetworkNeed::Shared {
                 continue;
             }
-            let wishes = template.warming.iter().filter_map(|token| match self.preparations.get(token) {
-                Some(Preparation::Warm(warm)) => Some(*warm),
-                _ => None,
-            });
-            let most = wishes.max_by_key(|warm| warm.count);
-            match (failure, most) {
-                (Some(failure), _) => self.fail_warm(id, failure),
-                (None, Some(most)) => self.keep_warm(id, most),
-                (None, None) => {}
+            match failure {
+                Some(failure) => self.fail_warm(id, failure),
+                None => self.keep_warm(id, Warm::default()),
             }
         }
     }
