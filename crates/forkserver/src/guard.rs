@@ -4,6 +4,8 @@
 //! first call that is not on the list, and with it the nest. sandbox2 does the same, but forgot `exit_group`
 //! (`forkedprocess.cc`). Assembled once per template; installed in each init right after exec, off the critical path.
 
+use std::collections::BTreeMap;
+
 /// Calls that a running init makes.
 const ALLOWED: &[libc::c_long] = &[
     libc::SYS_ppoll,
@@ -62,54 +64,120 @@ const REQUEST: u32 = 24;
 const SECCOMP_RET_KILL_PROCESS: u32 = 0x8000_0000;
 const SECCOMP_RET_ALLOW: u32 = 0x7fff_0000;
 
-const fn statement(code: u32, k: u32) -> libc::sock_filter {
-    libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
+/// Writes the program from its end, as jumps only go forward.
+struct Assembler {
+    reversed: Vec<libc::sock_filter>,
 }
 
-const fn jump_if_equal(k: u32, then: u8, otherwise: u8) -> libc::sock_filter {
-    libc::sock_filter {
-        code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16,
-        jt: then,
-        jf: otherwise,
-        k,
+/// An instruction's distance from the end of the program.
+type Place = usize;
+
+impl Assembler {
+    fn push(&mut self, code: u32, k: u32, then: Place, otherwise: Place) -> Place {
+        // A program of some sixty instructions: all of it is in reach of each.
+        let distance = |place| (self.reversed.len() - 1 - place) as u8;
+        let (jt, jf) = match code & 7 {
+            libc::BPF_JMP => (distance(then), distance(otherwise)),
+            _ => (0, 0),
+        };
+        self.reversed.push(libc::sock_filter { code: code as u16, jt, jf, k });
+        self.reversed.len() - 1
+    }
+
+    /// Ends with `k`, or loads what is there.
+    fn statement(&mut self, code: u32, k: u32) -> Place {
+        self.push(code, k, 0, 0)
+    }
+
+    fn branch(&mut self, test: u32, k: u32, then: Place, otherwise: Place) -> Place {
+        self.push(libc::BPF_JMP | test | libc::BPF_K, k, then, otherwise)
+    }
+
+    /// Where the run is found that the loaded number is in: each begins with its number, and the last goes on for ever.
+    ///
+    /// When a filter is installed the kernel tries it on every number that it has, one after the other. So halves are of
+    /// numbers and not of runs: a list that is gone through from its top takes twice as long to install.
+    fn search(&mut self, runs: &[(u32, Place)], end: u32) -> Place {
+        if let [(_, place)] = runs {
+            return *place;
+        }
+        let middle = runs[0].0.midpoint(end);
+        let split = (1..runs.len()).min_by_key(|&split| runs[split].0.abs_diff(middle)).unwrap_or(1);
+        let (low, high) = runs.split_at(split);
+        let pivot = high[0].0;
+        let high = self.search(high, end);
+        let low = self.search(low, pivot);
+        self.branch(libc::BPF_JGE, pivot, high, low)
     }
 }
 
 /// The compiled filter, which allows `others` as well; `supervises`: of an init that answers for the sandboxee's.
 pub(crate) fn program(supervises: bool, others: &[libc::c_long]) -> Vec<u8> {
-    let load = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    let (more, requests) = if supervises { (SUPERVISING, &REQUESTS[..]) } else { (&[][..], &[][..]) };
-    let numbers: Vec<libc::c_long> = [ALLOWED, more, others].concat();
-    // ioctl(2) itself and the requests, behind the numbers.
-    let tail = if requests.is_empty() { 0 } else { requests.len() as u8 + 2 };
-    let count = numbers.len() as u8 + tail;
-    let mut program = vec![
-        statement(load, ARCH),
-        // A foreign architecture goes to the kill at the end.
-        jump_if_equal(AUDIT_ARCH, 0, count + 1),
-        statement(load, NUMBER),
-    ];
-    for (index, &number) in numbers.iter().enumerate() {
-        program.push(jump_if_equal(number as u32, count - index as u8, 0));
+    const LOAD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+    const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
+    let mut program = Assembler { reversed: Vec::with_capacity(96) };
+    let allow = program.statement(RETURN, SECCOMP_RET_ALLOW);
+    let kill = program.statement(RETURN, SECCOMP_RET_KILL_PROCESS);
+    let allowed = [ALLOWED, others, if supervises { SUPERVISING } else { &[] }].concat();
+    let mut known: BTreeMap<u32, Place> = allowed.iter().map(|&number| (number as u32, allow)).collect();
+    if supervises {
+        let compare =
+            |next, &request: &libc::Ioctl| program.branch(libc::BPF_JEQ, request as u32, allow, next);
+        REQUESTS.iter().fold(kill, compare);
+        known.insert(libc::SYS_ioctl as u32, program.statement(LOAD, REQUEST));
     }
-    if !requests.is_empty() {
-        program.push(jump_if_equal(libc::SYS_ioctl as u32, 0, tail - 1));
-        program.push(statement(load, REQUEST));
-        for (index, &request) in requests.iter().enumerate() {
-            program.push(jump_if_equal(request as u32, (requests.len() - index) as u8, 0));
-        }
+    let mut runs = vec![(0, kill)];
+    for (&number, &place) in &known {
+        runs.push((number, place));
+        runs.push((number + 1, kill));
     }
-    program.push(statement(libc::BPF_RET | libc::BPF_K, SECCOMP_RET_KILL_PROCESS));
-    program.push(statement(libc::BPF_RET | libc::BPF_K, SECCOMP_RET_ALLOW));
-    let size = size_of_val(&program[..]);
+    // The later of two that begin with one number counts; neighbours that end alike are one.
+    runs.reverse();
+    runs.dedup_by_key(|run| run.0);
+    runs.reverse();
+    runs.dedup_by_key(|run| run.1);
+    let end = runs.last().map_or(0, |run| run.0);
+    program.search(&runs, end);
+    let ours = program.statement(LOAD, NUMBER);
+    program.branch(libc::BPF_JEQ, AUDIT_ARCH, ours, kill);
+    program.statement(LOAD, ARCH);
+    program.reversed.reverse();
+    let size = size_of_val(&program.reversed[..]);
     // SAFETY: sock_filter is plain bytes without padding.
-    unsafe { std::slice::from_raw_parts(program.as_ptr().cast::<u8>(), size) }.to_vec()
+    unsafe { std::slice::from_raw_parts(program.reversed.as_ptr().cast::<u8>(), size) }.to_vec()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nestbox_policy::bpf::{self, Call};
     use nestbox_sys::process;
+
+    #[allow(clippy::unnecessary_cast, reason = "a request is an int with some C libraries")]
+    #[test]
+    fn exactly_what_is_listed_is_allowed() {
+        let others: &[libc::c_long] = &[libc::SYS_ptrace, 0x4000_0000];
+        for (supervises, others) in [(false, &[][..]), (true, &[][..]), (false, others), (true, others)] {
+            let program = program(supervises, others);
+            let answer = |call: &Call| bpf::evaluate(&program, call).expect("ends");
+            let around_others = 0x3fff_ff00..0x4000_0100;
+            for number in (0..2000).chain(around_others).chain(u32::MAX - 9..=u32::MAX) {
+                let is_listed = |list: &[libc::c_long]| list.contains(&number.into());
+                let allowed = is_listed(ALLOWED) || is_listed(others) || supervises && is_listed(SUPERVISING);
+                let call = Call { number, architecture: bpf::ARCHITECTURE, ..Call::default() };
+                assert_eq!(answer(&call) == bpf::ALLOW, allowed, "{number}");
+                assert!(allowed || answer(&call) == bpf::KILL_PROCESS, "{number}");
+                // The same number of i386 is another call.
+                assert_eq!(answer(&Call { architecture: 0x4000_0003, ..call }), bpf::KILL_PROCESS);
+            }
+            for request in REQUESTS {
+                let arguments = [3, request as u64 | 7 << 32, 0, 0, 0, 0];
+                let number = libc::SYS_ioctl as u32;
+                let call = Call { number, architecture: bpf::ARCHITECTURE, arguments, ..Call::default() };
+                assert_eq!(answer(&call) == bpf::ALLOW, supervises);
+            }
+        }
+    }
 
     /// Runs `body` under the filter in a child; returns its wait status.
     fn under_guard(supervises: bool, body: fn() -> !) -> i32 {
