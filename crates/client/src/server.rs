@@ -217,7 +217,8 @@ impl Client {
         let control = Channel::new(control, Key::new(Kind::Control, 0), &reactor)
             .map_err(spawn_failure(Step::StartForkserver, "epoll_ctl"))?;
         let (own_uid, own_gid) = (geteuid(), getegid());
-        let privileged = own_uid.is_root() && process::has_ids_to_give();
+        let privileged = own_uid.is_root()
+            && process::has_ids_to_give().map_err(spawn_failure(Step::StartForkserver, "read"))?;
         let pick =
             |chosen: Option<u32>, own: u32| if privileged { chosen.unwrap_or(DEFAULT_HOST_ID) } else { own };
         Ok(Self {

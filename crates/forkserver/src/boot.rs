@@ -15,6 +15,8 @@ use crate::fault::{At, Fault};
 /// The control socket, in every process of ours.
 pub(crate) const CONTROL_FD: RawFd = 3;
 
+const STEP: Step = Step::StartForkserver;
+
 const KEYCTL_JOIN_SESSION_KEYRING: usize = 1;
 const KEYCTL_REVOKE: usize = 3;
 const KEY_SPEC_SESSION_KEYRING: usize = -3_isize as usize;
@@ -23,15 +25,17 @@ const KEY_SPEC_SESSION_KEYRING: usize = -3_isize as usize;
 pub(crate) fn shed_inheritance() -> Result<(), Fault<'static>> {
     // The parent's *thread* that spawned us must live as long as the host (prctl(2)); the client sees to that. Should
     // the host have died before this line, its end of the control socket is closed and the first receive ends us.
-    let _ = process::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as usize);
-    let _ = process::close_range(CONTROL_FD as u32 + 1, u32::MAX, 0);
+    let set = |option, value: usize, name| process::prctl(option, value).at(STEP, "prctl", name);
+    set(libc::PR_SET_PDEATHSIG, libc::SIGKILL as usize, b"PR_SET_PDEATHSIG")?;
+    process::close_range(CONTROL_FD as u32 + 1, u32::MAX, 0).at(STEP, "close_range", b"")?;
     let _ = process::prctl(libc::PR_SET_NAME, c"nestbox-server".as_ptr() as usize);
-    let _ = process::prctl(libc::PR_SET_DUMPABLE, 0);
+    set(libc::PR_SET_DUMPABLE, 0, b"PR_SET_DUMPABLE")?;
     // Orphans of launches without namespaces come to us when their supervisor is gone, not to the host's init.
-    let _ = process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1);
+    set(libc::PR_SET_CHILD_SUBREAPER, 1, b"PR_SET_CHILD_SUBREAPER")?;
+    // Each sandboxee gets a session of its own, or none is launched.
     let _ = nix::unistd::setsid();
     let _ = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    let _ = nix::unistd::chdir("/");
+    nix::unistd::chdir("/").at(STEP, "chdir", b"/")?;
     // SAFETY: takes a number.
     unsafe { libc::personality(0) };
     // Raising the own priority needs a privilege; where it is missing the host's stays.
@@ -41,7 +45,7 @@ pub(crate) fn shed_inheritance() -> Result<(), Fault<'static>> {
     // SAFETY: the set is as long as said; processors that do not exist are passed over.
     unsafe { libc::sched_setaffinity(0, cpus.len(), cpus.as_ptr().cast()) };
     let _ = process::write_file_at(libc::AT_FDCWD, c"/proc/self/oom_score_adj", b"0");
-    reset_signals();
+    reset_signals()?;
     raise_fd_limit();
     leave_session_keyring()
 }
@@ -49,13 +53,18 @@ pub(crate) fn shed_inheritance() -> Result<(), Fault<'static>> {
 /// Default dispositions, everything blocked. Children are reaped by the kernel (`SA_NOCLDWAIT` by ignoring SIGCHLD):
 /// nobody here waits for anyone, so nothing may become a zombie. With every signal blocked there is no handler to run
 /// on the launch child's borrowed stack, and a SIGTERM meant for the host changes nothing.
-fn reset_signals() {
+fn reset_signals() -> Result<(), Fault<'static>> {
     for signal in 1..=64 {
         let disposition = if signal == libc::SIGCHLD { libc::SIG_IGN } else { libc::SIG_DFL };
-        // SAFETY: SIG_DFL and SIG_IGN run no code of ours. SIGKILL, SIGSTOP and libc's own two answer EINVAL.
-        unsafe { libc::signal(signal, disposition) };
+        // SAFETY: SIG_DFL and SIG_IGN run no code of ours.
+        let before = unsafe { libc::signal(signal, disposition) };
+        // SIGKILL, SIGSTOP and libc's own two.
+        if before == libc::SIG_ERR && Errno::last() != Errno::EINVAL {
+            return Err(Fault::new(STEP, Errno::last(), "rt_sigaction", b""));
+        }
     }
     crate::child::set_signal_mask(u64::MAX);
+    Ok(())
 }
 
 /// Joins a fresh session keyring and revokes it: descendants inherit a keyring that holds nothing and can hold nothing,
@@ -64,16 +73,15 @@ fn reset_signals() {
 /// Failing, it would leave them the host's: with the quota used up, say. Where the call does not exist, or a filter
 /// around the host refuses it, it does so for them as well.
 fn leave_session_keyring() -> Result<(), Fault<'static>> {
-    let step = Step::StartForkserver;
     // SAFETY: a null name is allowed: an anonymous keyring.
     match unsafe { nestbox_sys::syscall!(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0) } {
         Ok(_) => {}
         Err(Errno::ENOSYS | Errno::EPERM | Errno::EACCES) => return Ok(()),
-        Err(errno) => return Err(Fault::new(step, errno, "keyctl", b"session keyring")),
+        Err(errno) => return Err(Fault::new(STEP, errno, "keyctl", b"session keyring")),
     }
     // SAFETY: numbers only.
     unsafe { nestbox_sys::syscall!(libc::SYS_keyctl, KEYCTL_REVOKE, KEY_SPEC_SESSION_KEYRING) }
-        .at(step, "keyctl", b"session keyring")
+        .at(STEP, "keyctl", b"session keyring")
         .map(drop)
 }
 

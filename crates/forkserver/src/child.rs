@@ -32,9 +32,12 @@ macro_rules! carry {
     }};
 }
 
+const PR_GET_SPECULATION_CTRL: c_int = 52;
 const PR_SET_SPECULATION_CTRL: c_int = 53;
 const PR_SPEC_STORE_BYPASS: usize = 0;
 const PR_SPEC_INDIRECT_BRANCH: usize = 1;
+const PR_SPEC_PRCTL: usize = 1;
+const PR_SPEC_DISABLE: usize = 4;
 const PR_SPEC_FORCE_DISABLE: usize = 8;
 
 /// Where the child's launch comes from.
@@ -284,6 +287,10 @@ fn set_limits(launch: &Prepared<'_>, cookie: u64) -> Result<(), Fault<'static>> 
             // Above the hard limit that we run under: that one is tighter than what was asked for, and holds.
             Err(Errno::EPERM) => {
                 let most = hard(resource)?;
+                // Or it was refused for another reason.
+                if most >= value {
+                    return Err(Fault::new(step, Errno::EPERM, "prlimit", b""));
+                }
                 set(most, most).at(step, "prlimit", b"")?;
             }
             Err(errno) => return Err(Fault::new(step, errno, "prlimit", b"")),
@@ -353,11 +360,19 @@ fn disable_speculation() -> Result<(), Fault<'static>> {
             )
         };
         match set {
-            Ok(_) | Err(Errno::ENODEV | Errno::ENXIO | Errno::EPERM | Errno::EINVAL) => {}
+            Ok(_) | Err(Errno::ENODEV | Errno::ENXIO | Errno::EINVAL) => {}
+            // Restricted already, or nothing that a program may decide.
+            Err(Errno::EPERM) if !could_be_restricted(feature) => {}
             Err(errno) => return Err(Fault::new(Step::SetNoNewPrivs, errno, "prctl", b"speculation")),
         }
     }
     Ok(())
+}
+
+/// Whether the kernel leaves this to programs, and this one has not been restricted.
+fn could_be_restricted(feature: usize) -> bool {
+    let state = prctl(PR_GET_SPECULATION_CTRL, feature).unwrap_or(PR_SPEC_PRCTL);
+    state & PR_SPEC_PRCTL != 0 && state & (PR_SPEC_DISABLE | PR_SPEC_FORCE_DISABLE) == 0
 }
 
 /// Installs the filter, unless that was done.

@@ -106,15 +106,15 @@ impl NestPlan {
                     }
                     for read_only in &proc.read_only {
                         let inside = join(&step.path, read_only)?;
-                        if kind_of(&inside).is_some() {
+                        if kind_of(&inside, read_only)?.is_some() {
                             masks.push(Mask::ReadOnly(inside));
                         }
                     }
-                    let null_device = kind_of(NULL_DEVICE) == Some(libc::S_IFCHR);
+                    let null_device = kind_of(NULL_DEVICE, NULL_DEVICE.to_bytes())? == Some(libc::S_IFCHR);
                     NestStep::Proc { path, masks: Masks { entries: masks, null_device } }
                 }
                 Some(mount::Kind::Tmpfs(tmpfs)) => NestStep::Tmpfs {
-                    below_bind: device_of(&path) != device_of(c"/"),
+                    below_bind: device_of(&path, &step.path)? != device_of(c"/", b"/")?,
                     path,
                     size: tmpfs.size,
                     inodes: tmpfs.inodes,
@@ -198,28 +198,33 @@ fn join<'a>(base: &[u8], name: &'a [u8]) -> Result<CString, Fault<'a>> {
         .map_err(|errno| Fault::new(Step::DecodeRequest, errno, "recvmsg", name))
 }
 
-/// What is at a path, links not followed.
-fn look_at(path: &CStr) -> Option<libc::stat> {
+/// What is at a path, links not followed; none: nothing. Not to know is a failure: what is there has to be covered.
+///
+/// What a security module keeps from us is kept from the sandboxee as well.
+fn look_at<'a>(path: &CStr, name: &'a [u8]) -> Result<Option<libc::stat>, Fault<'a>> {
     // SAFETY: all-zero is a valid stat.
     let mut status: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: a C string and a struct of ours.
-    let found = unsafe { libc::lstat(path.as_ptr(), &raw mut status) } == 0;
-    found.then_some(status)
+    match Errno::result(unsafe { libc::lstat(path.as_ptr(), &raw mut status) }) {
+        Ok(_) => Ok(Some(status)),
+        Err(Errno::ENOENT | Errno::ENOTDIR | Errno::EACCES) => Ok(None),
+        Err(errno) => Err(Fault::new(Step::PrepareInit, errno, "lstat", name)),
+    }
 }
 
 /// `S_IFMT` bits of an existing path.
-fn kind_of(path: &CStr) -> Option<libc::mode_t> {
-    look_at(path).map(|status| status.st_mode & libc::S_IFMT)
+fn kind_of<'a>(path: &CStr, name: &'a [u8]) -> Result<Option<libc::mode_t>, Fault<'a>> {
+    Ok(look_at(path, name)?.map(|status| status.st_mode & libc::S_IFMT))
 }
 
 /// The file system of an existing path.
-fn device_of(path: &CStr) -> Option<libc::dev_t> {
-    look_at(path).map(|status| status.st_dev)
+fn device_of<'a>(path: &CStr, name: &'a [u8]) -> Result<Option<libc::dev_t>, Fault<'a>> {
+    Ok(look_at(path, name)?.map(|status| status.st_dev))
 }
 
 fn mask<'a>(base: &[u8], name: &'a [u8]) -> Result<Option<Mask>, Fault<'a>> {
     let inside = join(base, name)?;
-    Ok(match kind_of(&inside) {
+    Ok(match kind_of(&inside, name)? {
         Some(libc::S_IFDIR) => Some(Mask::Directory(inside)),
         Some(_) => Some(Mask::File(inside)),
         None => None,

@@ -62,9 +62,6 @@ fn serve(requests: &OwnedFd, parent: i32) -> ! {
         .and_then(|()| capabilities::keep_only(keep & held))
         .and_then(|()| process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).map(drop))
         .and_then(|()| boot::die_with_parent(parent));
-    if ready.is_err() {
-        crate::exit(1);
-    }
     let mut namespaces = BTreeMap::new();
     let mut buffer = [0; 64];
     loop {
@@ -77,6 +74,8 @@ fn serve(requests: &OwnedFd, parent: i32) -> ! {
         let mut fds = fds.into_iter();
         let (Some(reply), Some(asker)) = (fds.next(), asker) else { continue };
         let done = match *request {
+            // One that has more power than it should does nothing with it but say why.
+            _ if let Err(errno) = ready => Err(errno),
             [WRITE_ID_MAPS] => write_identity_maps(asker),
             [ID_MAP_MOUNT, ref ids @ ..] if let Ok(ids) = <[u8; 8]>::try_from(ids) => {
                 let both = u64::from_ne_bytes(ids);

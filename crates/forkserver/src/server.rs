@@ -27,17 +27,13 @@ pub(crate) struct Server {
 pub(crate) fn run() -> ! {
     // SAFETY: the client starts us with our socket there; nobody else in this process knows it.
     let control = unsafe { OwnedFd::from_raw_fd(CONTROL_FD) };
-    let shed = boot::shed_inheritance();
-    let server = Server {
-        pid: nix::unistd::getpid().as_raw(),
-        privileged: nix::unistd::geteuid().is_root()
-            && capabilities::permitted().is_ok_and(|held| held & CAP_SETUID != 0)
-            && process::has_ids_to_give(),
+    let server = match boot::shed_inheritance().and_then(|()| start()) {
+        Ok(server) => server,
+        Err(fault) => {
+            report::launch_failed(control.as_fd(), &fault);
+            crate::exit(1);
+        }
     };
-    if let Err(fault) = shed.and_then(|()| start(server)) {
-        report::launch_failed(control.as_fd(), &fault);
-        crate::exit(1);
-    }
     let hello = Hello { protocol_version: u32::from(frame::VERSION), privileged: server.privileged };
     if packet::send_message(control.as_fd(), &hello, &[], 0).is_err() {
         crate::exit(1);
@@ -64,7 +60,18 @@ pub(crate) fn run() -> ! {
     }
 }
 
-fn start(server: Server) -> Result<(), Fault<'static>> {
+/// Whether the host can give sandboxees ids that are not its own: it is root, and a root that may.
+pub(crate) fn is_privileged() -> Result<bool, Fault<'static>> {
+    let step = Step::StartForkserver;
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(false);
+    }
+    let held = capabilities::permitted().at(step, "capget", b"")?;
+    Ok(held & CAP_SETUID != 0 && process::has_ids_to_give().at(step, "read", b"/proc/self/uid_map")?)
+}
+
+fn start() -> Result<Server, Fault<'static>> {
+    let server = Server { pid: nix::unistd::getpid().as_raw(), privileged: is_privileged()? };
     if server.privileged {
         privileged::start()?;
     } else {
@@ -76,7 +83,8 @@ fn start(server: Server) -> Result<(), Fault<'static>> {
             b"",
         )?;
     }
-    boot::drop_capabilities(server.privileged)
+    boot::drop_capabilities(server.privileged)?;
+    Ok(server)
 }
 
 /// Forks the child that serves one request.

@@ -251,12 +251,18 @@ pub fn write_file_at(dir: RawFd, path: &CStr, text: &[u8]) -> Result<(), Errno> 
 
 /// Whether this user namespace has more than one id, so that a sandboxee can have another than its host. The root of
 /// `unshare -r` has not: it is an unprivileged user by another name, and is served like one (user_namespaces(7)).
-#[must_use]
-pub fn has_ids_to_give() -> bool {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+///
+/// What can't be read is an error and not a no: for want of a descriptor nobody shall run as the host's root.
+pub fn has_ids_to_give() -> Result<bool, Errno> {
+    let read = |path| match std::fs::read_to_string(path) {
+        // A kernel without user namespaces.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))),
+        Ok(text) => Ok(text),
+    };
+    let (map, setgroups) = (read("/proc/self/uid_map")?, read("/proc/self/setgroups")?);
     let count = |line: &str| line.split_ascii_whitespace().nth(2)?.parse::<u64>().ok();
-    map.lines().filter_map(count).sum::<u64>() > 1
-        && std::fs::read_to_string("/proc/self/setgroups").is_ok_and(|setgroups| setgroups.trim() == "allow")
+    Ok(map.lines().filter_map(count).sum::<u64>() > 1 && setgroups.trim() == "allow")
 }
 
 /// CLOCK_MONOTONIC in nanoseconds.

@@ -20,11 +20,10 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::{ForkResult, Pid};
 
 use crate::boot::CONTROL_FD;
-use crate::capabilities::{self, CAP_SETUID};
 use crate::fault::Fault;
 use crate::mounter::failure;
 use crate::privileged;
-use crate::server::Server;
+use crate::server::{self, Server};
 
 /// How long a probe may take, in seconds. They take microseconds.
 const PATIENCE: u32 = 5;
@@ -112,9 +111,7 @@ pub(crate) fn run() -> ! {
 
 /// As the fork server sees itself, with a privileged helper where it would have one.
 fn server() -> Server {
-    let privileged = nix::unistd::geteuid().is_root()
-        && capabilities::permitted().is_ok_and(|held| held & CAP_SETUID != 0)
-        && process::has_ids_to_give();
+    let privileged = server::is_privileged().unwrap_or(false);
     // Without the helper the probes are those of an unprivileged host; that clone3 is refused is told by another probe.
     Server { pid: nix::unistd::getpid().as_raw(), privileged: privileged && privileged::start().is_ok() }
 }
