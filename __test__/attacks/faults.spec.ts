@@ -1,16 +1,25 @@
-// Every system call that our own processes make on the way to a running program is refused in turn. Whatever happens
-// then, the launch fails with a record of why, or the program runs in exactly the sandbox that it would have had: as the
-// host sees it in proc, field by field. Single refusals with the step they have to name are in
-// `../invariants/death.spec.ts`.
+// Every system call that our own processes make on the way to a running program is refused in turn, with each of five errors:
+// from the first on, and each single one of those that a launch makes. Whatever happens then, the launch fails with a record of
+// why, or the program runs in exactly the sandbox that it would have had: as the host sees it in proc, field by field. What of
+// it is left afterwards is nothing. Single refusals with the step they have to name are in `../invariants/death.spec.ts`.
 
 // One after the other is what these are about.
 /* oxlint-disable no-await-in-loop */
 
-import { copyFileSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
 import { constants } from 'node:os'
 import path from 'node:path'
 
-import test from 'ava'
+import test, { type ExecutionContext } from 'ava'
 
 import { ForkServer, NestboxError, type LaunchOptions, policy, Sandbox, type SpawnError } from '../../index.ts'
 import { have, until } from '../helpers.ts'
@@ -23,7 +32,6 @@ const x64 = process.arch === 'x64' && have('gcc') ? test.serial : test.serial.sk
 const CALLS: Readonly<Record<string, number>> = {
   poll: 7,
   rt_sigaction: 13,
-
   pread64: 17,
   getpid: 39,
   socket: 41,
@@ -31,6 +39,7 @@ const CALLS: Readonly<Record<string, number>> = {
   socketpair: 53,
   setsockopt: 54,
   clone: 56,
+  execve: 59,
   fcntl: 72,
   chdir: 80,
   fchdir: 81,
@@ -117,6 +126,8 @@ const shown = () =>
     .file('/file', 'content')
     .symlink('/link', 'file')
     .mountPoint('/point')
+    .proc('fresh')
+    .dev('minimal')
     .hostname('sealed')
     // An init that can't wait for its socket has its clock.
     .limits({ wallTime: 1500 })
@@ -174,8 +185,15 @@ const attempt = async (): Promise<Trial> => {
 
 const before = process.env['NESTBOX_FORKSERVER']
 
-x64('every refused call makes the launch fail with a reason, or changes nothing of the sandbox', async (t) => {
-  t.timeout(120_000)
+/** A fork server for which calls are refused. */
+interface Refusing {
+  /** These from the first on; or, with `skip`, one after so many. */
+  refuse(number: number, errno: number, skip?: number): void
+  /** Whether the one call was made. */
+  wasMade(): boolean
+}
+
+const refusing = (t: ExecutionContext): Refusing => {
   const directory = mkdtempSync(path.join(workshop(), 'faults-'))
   copyFileSync(fixture('inject'), path.join(directory, 'inject'))
   copyFileSync(forkServerFile(), path.join(directory, 'nestbox-forkserver'))
@@ -184,41 +202,150 @@ x64('every refused call makes the launch fail with a reason, or changes nothing 
     if (before === undefined) delete process.env['NESTBOX_FORKSERVER']
     else process.env['NESTBOX_FORKSERVER'] = before
   })
-  const refuse = (number: number, errno: number): void =>
-    writeFileSync(path.join(directory, 'inject.conf'), `${number} ${errno}\n`)
-
-  // No call has this number.
-  refuse(4095, 1)
-  const { found: whole, error: none } = await attempt()
-  t.is(none, undefined)
-  t.true(wasWarm)
-  t.like(whole, { cold: { shared: [] }, warm: { shared: [] } })
-  const told: string[] = []
-  let index = 0
-  for (const [name, number] of Object.entries(CALLS)) {
-    const errnoName = ERRORS[index++ % ERRORS.length] ?? 'EPERM'
-    const what = `${name} ${errnoName}`
-    refuse(number, constants.errno[errnoName])
-    const { error, found, over, server } = await attempt()
-    if (error === undefined) {
-      if (over !== true) t.deepEqual(found, whole, what)
-      told.push(`${what}: ${over === true ? 'over' : 'whole'}`)
-    } else {
-      if (!(error instanceof NestboxError)) throw error
-      const { step, syscall, errno } = error as SpawnError
-      t.true(typeof step === 'string' && step !== '', `${what}: ${error.message}`)
-      told.push(`${what}: ${step} ${syscall} ${errno}`)
-    }
-    // Nothing half-made is left of it.
-    if (server !== 0) t.true(await until(() => family(server).length === 0), what)
+  const [settings, hit] = [path.join(directory, 'inject.conf'), path.join(directory, 'inject.hit')]
+  return {
+    refuse(number, errno, skip) {
+      rmSync(hit, { force: true })
+      writeFileSync(settings, `${number} ${errno}${skip === undefined ? '' : ` 0 0 0 ${skip}`}\n`)
+    },
+    wasMade: () => existsSync(hit),
   }
-  t.log(told.join('\n'))
-  t.true(told.filter((line) => !/: (?:over|whole)$/.test(line)).length > 20, 'most are needed')
-  refuse(4095, 1)
-  t.deepEqual((await attempt()).found, whole)
+}
+
+/** No call has this number. */
+const NONE = 4095
+
+/** What became of a launch, in words; a failure has its record, and nothing is left of anything. */
+const judged = async (t: ExecutionContext, what: string, trial: Trial, whole: Trial['found']): Promise<string> => {
+  const { error, found, over, server } = trial
+  // Nothing half-made is left of it.
+  if (server !== 0) t.true(await until(() => family(server).length === 0), what)
+  if (error === undefined) {
+    if (over !== true) t.deepEqual(found, whole, what)
+    return over === true ? 'over' : 'whole'
+  }
+  if (!(error instanceof NestboxError)) throw error
+  const { step, syscall, errnoName } = error as SpawnError
+  t.true(typeof step === 'string' && step !== '', `${what}: ${error.message}`)
+  return `${step} ${syscall} ${errnoName}`
+}
+
+const nothingLeft = async (t: ExecutionContext): Promise<void> => {
   t.true(
     await until(() =>
       processTable().every(({ parent, name }) => parent !== process.pid || !name.startsWith('nestbox')),
     ),
   )
+}
+
+x64('every refused call makes the launch fail with a reason, or changes nothing of the sandbox', async (t) => {
+  t.timeout(600_000)
+  const { refuse } = refusing(t)
+  refuse(NONE, 1)
+  const { found: whole, error: none } = await attempt()
+  t.is(none, undefined)
+  t.true(wasWarm)
+  t.like(whole, { cold: { shared: [] }, warm: { shared: [] } })
+  const told: string[] = []
+  for (const [name, number] of Object.entries(CALLS)) {
+    for (const errnoName of ERRORS) {
+      const what = `${name} ${errnoName}`
+      refuse(number, constants.errno[errnoName])
+      told.push(`${what}: ${await judged(t, what, await attempt(), whole)}`)
+    }
+  }
+  t.log(told.join('\n'))
+  t.true(told.filter((line) => !/: (?:over|whole)$/.test(line)).length > 20 * ERRORS.length, 'most are needed')
+  refuse(NONE, 1)
+  t.deepEqual((await attempt()).found, whole)
+  await nothingLeft(t)
 })
+
+/** Steps of a launch that finds nothing ready: each of them fails by itself. */
+const STEPS = [
+  'start-forkserver',
+  'create-initial-namespaces',
+  'join-initial-namespaces',
+  'fork-template',
+  'mount-root',
+  'create-directory',
+  'open-bind-source',
+  'verify-bind-source',
+  'set-bind-attributes',
+  'attach-bind',
+  'write-file',
+  'create-symlink',
+  'enter-root',
+  'detach-old-root',
+  'seal-root',
+  'mount-template-proc',
+  'clone-init',
+  'prepare-init',
+  'mount-proc',
+  'mask-proc',
+  'mount-tmpfs',
+  'mount-devpts',
+  'attach-launch-bind',
+  'write-launch-file',
+  'set-hostname',
+  'clone-sandboxee',
+  'create-session',
+  'map-fds',
+  'create-user-namespace',
+  'write-id-maps',
+  'set-limits',
+  'change-directory',
+  'reset-signals',
+  'drop-bounding-set',
+  'set-no-new-privs',
+  'install-filter',
+  'exec',
+]
+
+/**
+ * One launch on a fork server of its own that makes all of its nest, and its template: one with a root that is written to is for
+ * one launch only. What else is made ahead of a launch (the initial namespaces, networks) is tried again for it.
+ */
+const attemptCold = async (): Promise<Trial> => {
+  let pid = 0
+  try {
+    await using server = await ForkServer.start()
+    pid = server.pid
+    await using sandbox = await Sandbox.create(shown().rootWritable(), { server, warm: 0 })
+    const cold = await look(sandbox, launchOptions)
+    return cold === undefined ? { over: true, server: pid } : { found: { cold }, server: pid }
+  } catch (error) {
+    return { error, server: pid }
+  }
+}
+
+x64(
+  'every single call that is refused makes the launch fail at its step, or changes nothing of the sandbox',
+  async (t) => {
+    t.timeout(600_000)
+    const { refuse, wasMade } = refusing(t)
+    refuse(NONE, 1)
+    const { found: whole, error: none } = await attemptCold()
+    t.is(none, undefined)
+    const told: string[] = []
+    let index = 0
+    for (const [name, number] of Object.entries(CALLS)) {
+      // Not every launch makes as many: some is work in the background.
+      for (let skip = 0, misses = 0; misses < 4; skip += 1) {
+        const errnoName = ERRORS[index++ % ERRORS.length] ?? 'EPERM'
+        const what = `${name} ${skip} ${errnoName}`
+        refuse(number, constants.errno[errnoName], skip)
+        const trial = await attemptCold()
+        misses = wasMade() ? 0 : misses + 1
+        if (misses === 0) told.push(`${what}: ${await judged(t, what, trial, whole)}`)
+      }
+    }
+    t.log(told.join('\n'))
+    const failed = new Set(told.map((line) => /: (\S+) /.exec(line)?.[1]))
+    t.deepEqual(
+      STEPS.filter((step) => !failed.has(step)),
+      [],
+    )
+    await nothingLeft(t)
+  },
+)
