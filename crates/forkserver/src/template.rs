@@ -5,6 +5,7 @@
 //! clone, never grows; it waits for no nest; it ends with its socket and with the fork server, and then the kernel kills
 //! all its nests, which live in pid namespaces below its own. Made by [`crate::server`] on request.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
@@ -126,6 +127,7 @@ fn run<'a>(
         guard: guard::program(plan.filter_listens, &[]),
         reads: memory::may_read(&plan.filter),
         stack: launch::allocate_stack(),
+        room: init::room(),
     };
     template.serve(socket.as_fd())
 }
@@ -160,6 +162,8 @@ struct Template<'a> {
     reads: bool,
     /// High end of the launch child's stack; each init has its own copy.
     stack: *mut std::ffi::c_void,
+    /// See [`init::room`]; likewise.
+    room: Cell<Vec<OwnedFd>>,
 }
 
 impl Template<'_> {
@@ -216,6 +220,7 @@ impl Template<'_> {
                         cookie: self.plan.launch_cookie,
                         listens: self.plan.filter_listens,
                         reads: self.reads,
+                        room: &self.room,
                         guard: Some(&self.guard),
                         stack: self.stack,
                         pid_namespace: true,
