@@ -34,6 +34,24 @@ test('the usual tools', async (t) => {
   t.is(result.stdout, './a/b/c\n./e/b/c\n3\nx\n42\n2001\nx')
 })
 
+const magick = ['/usr/bin/magick', '/usr/bin/convert'].find((file) => existsSync(file))
+const needsMagick = magick === undefined ? test.skip : test
+
+needsMagick('ImageMagick: draws, converts and looks, with threads of its own', async (t) => {
+  await using sandbox = await Sandbox.create(policy('host-system'))
+  const drawn = ['-size', '64x48', 'gradient:red-blue', '-blur', '0x2', '-resize', '50%']
+  const made = await sandbox.run(magick ?? '', [...drawn, '/tmp/made.png'], {
+    outputs: { image: { path: '/tmp/made.png', maxBytes: '1MiB' } },
+  })
+  t.like(made, { status: 'exited', exitCode: 0, stderr: '' })
+  const { image } = made.outputs
+  t.deepEqual([...image.slice(0, 4)], [0x89, 0x50, 0x4e, 0x47])
+  const converted = await sandbox.run(magick ?? '', ['/tmp/made.png', '-flip', '-format', '%m %wx%h', 'info:'], {
+    files: { '/tmp/made.png': image },
+  })
+  t.like(converted, { status: 'exited', exitCode: 0, stdout: 'PNG 32x24', stderr: '' })
+})
+
 needs('python3')('python: subprocesses, threads, processes, files, sockets', async (t) => {
   const source = `
 import subprocess, threading, multiprocessing, tempfile, os, json, hashlib, socket, random, time, sqlite3, asyncio, signal
