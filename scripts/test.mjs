@@ -10,6 +10,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { spawnSync } from 'node:child_process'
 
+import { attackTable } from './attacks.mjs'
 import { bootstrap, have, helperPath, hostTriple, root, tee } from './common.mjs'
 
 const flags = process.argv.slice(2)
@@ -94,6 +95,8 @@ const countAva = (suite, { status, text }) => {
     /^\s*(\d+) (?:tests? failed|hooks? failed|uncaught exceptions?|unhandled rejections?|test files? (?:failed|did not|could not).*)/gm,
   )
   count(suite, { passed, failed }, status)
+  // A run of some files tried what it tried.
+  if (flags.length === 0) process.stdout.write(`\n${attackTable(plain).join('\n')}\n`)
 }
 
 const ava = (cwd) => [path.join(cwd, 'node_modules', 'ava', 'entrypoints', 'cli.mjs'), ...flags]

@@ -1,0 +1,58 @@
+// The table of attacks of a run: which rows of `__test__/attacks/README.md` were tried, and which were held. From what the
+// tests printed, so a row is held only if every one of its tests ran, passed, and said so. Used by `npm test`.
+
+import { readFileSync } from 'node:fs'
+import path from 'node:path'
+
+import { root } from './common.mjs'
+
+const TABLE = path.join(root, '__test__', 'attacks', 'README.md')
+
+/** The lines that ava prints for a test: its mark, its title, and how long it took. */
+const RESULT =
+  /^\s*(?<mark>[✔✘-]) (?:\[(?:fail|skip)\]: )?(?<title>.+?)(?: \([\d.]+m?s\))?(?: Rejected promise.*| Error thrown.*)?$/
+
+/** A title in a row, as what it is printed as: `${filter}` is whatever the test puts there. */
+const pattern = (title) => {
+  const parts = title.split(/\$\{[^}]*\}/).map((part) => part.replaceAll(/[$()*+.?[\\\]^{|}]/g, String.raw`\$&`))
+  return new RegExp(`(?:^|› |: )${parts.join('.+')}$`)
+}
+
+const rows = () =>
+  readFileSync(TABLE, 'utf8')
+    .split('\n')
+    .filter((line) => /^\| [A-Z]\d+ \|/.test(line))
+    .map((line) => {
+      const [, id, attack, tests] = line.split(/(?<!\\)\|/).map((cell) => cell.trim())
+      const titles = [...tests.matchAll(/` › (.+?)(?:<br>|$)/g)].map(([, title]) => pattern(title))
+      return { id, attack, titles }
+    })
+
+/**
+ * What became of each attack in the output of a whole run of ava.
+ *
+ * @param text - without escape sequences
+ * @returns lines to print
+ */
+export const attackTable = (text) => {
+  const results = text.split('\n').flatMap((line) => {
+    const found = RESULT.exec(line)
+    return found === null
+      ? []
+      : [{ title: found.groups.title, passed: found.groups.mark === '✔', skipped: found.groups.mark === '-' }]
+  })
+  const judged = rows().map(({ id, attack, titles }) => {
+    const ran = titles.map((title) => results.filter((result) => title.test(result.title) && !result.skipped))
+    const tried = ran.some((found) => found.length > 0)
+    const held = ran.every((found) => found.length > 0 && found.every(({ passed }) => passed))
+    return { id, attack, tried, held }
+  })
+  const tried = judged.filter((row) => row.tried)
+  const open = tried.filter((row) => !row.held)
+  return [
+    `Attacks tried: ${tried.length} of ${judged.length}. Attacks held: ${tried.length - open.length}.`,
+    ...judged.map(
+      (row) => `  ${row.id.padEnd(4)} ${row.held ? 'held     ' : row.tried ? 'NOT HELD ' : 'not tried'} ${row.attack}`,
+    ),
+  ]
+}
