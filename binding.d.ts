@@ -170,6 +170,10 @@ export interface NativeEnded {
   network: string
   noNewPrivs: boolean
   filter: string
+  /** 0: it was not enforced. */
+  landlockAbi: number
+  /** Bit 0: abstract unix sockets, 1: signals. */
+  landlockScopes: number
   /** The nest was made before its launch. */
   warm: boolean
   crash?: NativeCrash | undefined

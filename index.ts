@@ -59,6 +59,7 @@ export type {
 export type {
   CommonResult,
   Isolation,
+  LandlockIsolation,
   Launcher,
   LaunchFile,
   LaunchOptions,

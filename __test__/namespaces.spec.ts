@@ -1,7 +1,7 @@
 // Who a sandboxee is: its ids, names, session and powers, and what it shares with others, which is nothing. Asserts for
 // our API what sandbox2's namespace, sanitizer and limits tests assert for theirs.
 
-import { readFileSync, readlinkSync } from 'node:fs'
+import { existsSync, readFileSync, readlinkSync } from 'node:fs'
 import { hostname } from 'node:os'
 
 import test from 'ava'
@@ -56,9 +56,9 @@ test('it has a session and a process group of its own, and no terminal', async (
   t.is(stdout, 'ENXIO')
 })
 
-test('it sees init and itself, and no other process', async (t) => {
+test('it sees itself and no other process, not even init', async (t) => {
   const seen = await shout({ run }, 'echo /proc/[0-9]*')
-  t.is(seen, '/proc/1 /proc/2')
+  t.is(seen, '/proc/2')
 })
 
 // ---- ids --------------------------------------------------------------------------------------------------------------
@@ -260,4 +260,24 @@ test('and follow the policy, which a launch tightens', async (t) => {
     'Max address space': '1073741824 1073741824',
     'Max stack size': '1048576 1048576',
   })
+})
+
+/* oxlint-disable no-await-in-loop */
+test('proc shows the processes of the nest and not init, with the filter and without', async (t) => {
+  const script =
+    'sleep 9 & echo /proc/[0-9]*; cat /proc/1/status; cat /proc/1/cmdline; test -e /proc/$!/stat; echo $?; kill $!'
+  for (const filter of ['default', 'unfiltered'] as const) {
+    const sandbox = await Sandbox.create(policy('host-system').syscalls(filter).unixSockets('allow'))
+    for (const warm of [false, true]) {
+      if (warm) await sandbox.warm(1)
+      const { stdout, stderr } = await sandbox.run('sh', ['-c', script])
+      const [shown = '', ...rest] = stdout.split('\n')
+      t.false(shown.split(' ').includes('/proc/1'), shown)
+      t.true(shown.startsWith('/proc/2 '), shown)
+      t.deepEqual(rest, ['0'])
+      t.is(stderr.match(/No such file/g)?.length, 2, stderr)
+    }
+  }
+  // On a proc that hides nothing it can be seen.
+  t.true(existsSync('/proc/1/status'))
 })

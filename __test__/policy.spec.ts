@@ -17,6 +17,7 @@ test('build() fills in every field', (t) => {
     network: 'none',
     unixSockets: 'none',
     syscalls: 'default',
+    coreScheduling: false,
     limits: {
       wallTime: 60_000,
       cpuTime: null,
@@ -105,6 +106,7 @@ for (const [name, set] of Object.entries({
   hostname: (from: PolicyBuilder) => from.hostname('box'),
   unixSockets: (from: PolicyBuilder) => from.unixSockets('allow'),
   rootWritable: (from: PolicyBuilder) => from.rootWritable(),
+  coreScheduling: (from: PolicyBuilder) => from.coreScheduling(),
 })) {
   test(`${name} twice`, broken, () => set(set(policy())), [name], /can be set only once/)
 }

@@ -41,6 +41,8 @@ const ENDED: NativeEnded = {
   skipped: [],
   namespaces: ['user', 'pid'],
   network: 'none',
+  landlockAbi: 7,
+  landlockScopes: 3,
   noNewPrivs: true,
   filter: 'default',
   warm: false,
@@ -197,7 +199,9 @@ test('a result has all fields, and is JSON', (t) => {
       namespaces: ['user', 'pid'],
       network: 'none',
       syscalls: 'default',
+      landlock: { abi: 7, enforced: ['files', 'abstract-unix-sockets', 'signals'] },
       noNewPrivs: true,
+      coreScheduling: false,
       capabilities: 'none',
       limits: {
         wallTime: 2000,

@@ -184,6 +184,7 @@ export const policies = async (): Promise<void> => {
         .when('socket', [arg(0).eq(AF_UNIX)], 'allow')
         .otherwise({ errno: 'EPERM' }),
     )
+    .coreScheduling()
     .limits({ wallTime: Infinity, disk: '1GiB' })
     .require('landlock')
   const built: Policy = builder.build()

@@ -88,6 +88,9 @@ const CALLS: Readonly<Record<string, number>> = {
   close_range: 436,
   openat2: 437,
   mount_setattr: 442,
+  landlock_create_ruleset: 444,
+  landlock_add_rule: 445,
+  landlock_restrict_self: 446,
 }
 
 const ERRORS = ['EPERM', 'ENOMEM', 'EAGAIN', 'ENOSPC', 'EMFILE'] as const

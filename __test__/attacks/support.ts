@@ -2,16 +2,26 @@
 // prints, and a look at the parts of the machine that no sandboxee may change.
 
 import { type ChildProcess, execFile, execFileSync, spawn } from 'node:child_process'
-import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
-import { hostname, tmpdir } from 'node:os'
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
+import { constants, hostname, tmpdir } from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import { promisify } from 'node:util'
 
 import test, { type ExecutionContext } from 'ava'
 
-import { type Launcher, type LaunchOptions, policy, type PolicyBuilder } from '../../index.ts'
+import { ForkServer, type Launcher, type LaunchOptions, policy, type PolicyBuilder } from '../../index.ts'
 import { have } from '../helpers.ts'
+import { fixture, forkServerFile, workshop } from '../invariants/support.ts'
 
 /** With the filter, and with nothing but the namespaces. */
 export const filters = ['default', 'unfiltered'] as const
@@ -47,6 +57,38 @@ export const program = (): string => {
 /** The host's system and the program, at `/attack`. */
 export const attackable = (filter: Filter = 'default'): PolicyBuilder =>
   policy('host-system').bind(program(), '/attack').syscalls(filter)
+
+/** Their numbers, on every architecture. */
+export const LANDLOCK = { landlock_create_ruleset: 444, landlock_add_rule: 445, landlock_restrict_self: 446 }
+
+/**
+ * A fork server for which a call fails, where an argument, masked, has a value if that is said. It is named by the
+ * environment, which is everybody's: for tests that run one after the other.
+ */
+export const refusing = async (
+  t: ExecutionContext,
+  number: number,
+  errno: number,
+  ...argument: readonly number[]
+): Promise<ForkServer> => {
+  const directory = mkdtempSync(path.join(workshop(), 'refusing-'))
+  chmodSync(directory, 0o755)
+  copyFileSync(fixture('inject'), path.join(directory, 'inject'))
+  copyFileSync(forkServerFile(), path.join(directory, 'nestbox-forkserver'))
+  writeFileSync(path.join(directory, 'inject.conf'), `${[number, errno, ...argument].join(' ')}\n`)
+  process.env['NESTBOX_FORKSERVER'] = path.join(directory, 'inject')
+  try {
+    const server = await ForkServer.start()
+    t.teardown(() => server.destroy())
+    return server
+  } finally {
+    delete process.env['NESTBOX_FORKSERVER']
+  }
+}
+
+/** A fork server on a kernel without Landlock, as far as it can tell: whose nests rest on the namespaces alone. */
+export const withoutLandlock = (t: ExecutionContext): Promise<ForkServer> =>
+  refusing(t, LANDLOCK.landlock_create_ruleset, constants.errno.ENOSYS)
 
 /** What an attack printed: outcome by attempt, in order. */
 export type Outcomes = ReadonlyMap<string, string>

@@ -147,7 +147,9 @@ straced('a launch from a template mounts what is fresh, and neither pivots nor u
   const launches = pids.map((pid) => launchOf(trace, pid))
   for (const { init, child, parent } of launches) {
     t.is(count(child, 'pivot_root', 'umount2', 'chroot', 'mount', 'move_mount', 'open_tree'), 0)
-    t.is(count(init, 'pivot_root', 'umount2', 'chroot', 'open_tree', 'move_mount', 'fsopen', 'mount_setattr'), 0)
+    t.is(count(init, 'pivot_root', 'umount2', 'chroot', 'open_tree', 'move_mount', 'mount_setattr'), 0)
+    // The nest's message queues, for a rule of Landlock: mounted nowhere.
+    t.true(count(init, 'fsopen') <= 1)
 
     // proc, /tmp, /dev/shm, /dev/pts; what covers a part of proc takes one call, or two if it is made read-only.
     const targets = mountTargets(init)

@@ -25,6 +25,7 @@ const DESCRIPTIONS: { readonly [key: string]: string } = {
   network: "'none': loopback only. 'shared-loopback': one shared by launches. 'host': no isolation of the network.",
   unixSockets: "Whether the program may make unix sockets: 'none' or 'allow'.",
   syscalls: 'The system calls that the program may make: a preset by name, or rules.',
+  coreScheduling: "Whether nobody else's threads may run on the same core at the same time.",
   limits: 'Bytes and milliseconds; null is no limit.',
   require: 'Protections without which a launch fails.',
 }

@@ -2,7 +2,6 @@
 
 import type { NativePolicy } from '#binding'
 
-import { SpawnError } from '../errors.ts'
 import { nativePolicy } from '../policy/policy.ts'
 import type { LimitsJSON, Policy } from '../policy/types.ts'
 import type { SyscallHandler } from '../supervision/types.ts'
@@ -34,8 +33,8 @@ export interface LaunchContext {
   cwd(): string
   /** The environment with a launch's laid over it; undefined if there must be one and is none. */
   environment(over: Readonly<Record<string, string | undefined>> | undefined): Environment | undefined
-  /** Why no launch can succeed, if so. */
-  readonly unmet: SpawnError | undefined
+  /** A launch that could not have it failed. */
+  readonly coreScheduling: boolean
   /** The nests that are kept for the launches to come. */
   readonly warmth: Warmth
   /** The programs that were started ahead. */
@@ -110,26 +109,13 @@ export const sandboxContext = (
     mountPoints,
     cwd: () => cwd,
     environment: (over) => (over === undefined ? environment : overlay(policy.env, over)),
-    unmet: policy.require.length === 0 ? undefined : unmet(policy),
+    coreScheduling: policy.coreScheduling,
     warmth,
     prewarmer: undefined,
     onSyscall: supervision.onSyscall,
     learns: supervision.learns ?? false,
     crashReport,
   }
-}
-
-/** A protection that this version cannot give must not be promised by a launch that works. */
-const unmet = (policy: Policy): SpawnError => {
-  const names = policy.require.map((name) => `'${name}'`).join(', ')
-  const hint = `Leave it out of policy.require() until it is supported; everything else that the policy asks for is enforced.`
-  return new SpawnError(`The policy requires ${names}, which this version of nestbox does not enforce. ${hint}`, {
-    errno: 0,
-    errnoName: '',
-    syscall: '',
-    step: 'require',
-    hint,
-  })
 }
 
 const NO_LIMITS: LimitsJSON = Object.freeze({
@@ -152,11 +138,11 @@ export const unsandboxedContext: LaunchContext = Object.freeze({
   native: () => undefined,
   prepared: () => undefined,
   limits: NO_LIMITS,
+  coreScheduling: false,
   mountPoints: new Set<string>(),
   cwd: () => process.cwd(),
   environment: (over: Readonly<Record<string, string | undefined>> | undefined) =>
     over === undefined ? undefined : overlay({}, over),
-  unmet: undefined,
   warmth: NO_WARMTH,
   prewarmer: undefined,
   onSyscall: undefined,

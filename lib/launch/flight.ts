@@ -125,7 +125,6 @@ export class Flight implements Listener {
     this.#queueMs = performance.now() - this.#created
     const { context, late, message } = this.request
     try {
-      if (context.unmet !== undefined) throw context.unmet
       // Only what works over its channel can have been started ahead.
       if (message.comms && this.#takeOver()) return
       const connection = connect()

@@ -161,7 +161,6 @@ export class Prewarmer {
   async fill(): Promise<void> {
     const { context } = this.#request
     // No launch would be made.
-    if (context.unmet !== undefined) return
     await context.prepared()
     const started: Promise<void>[] = []
     while (!this.#retired && this.#standing.size < this.#count) {

@@ -11,7 +11,16 @@ import { toViolation } from '../supervision/violation.ts'
 import { crashReport } from './crash.ts'
 import type { CrashReport } from './crash-types.ts'
 import type { LaunchRequest } from './request.ts'
-import type { CommonResult, Isolation, LaunchOptions, OutputFailure, ResourceUsage, Result, Timings } from './types.ts'
+import type {
+  CommonResult,
+  Isolation,
+  LandlockIsolation,
+  LaunchOptions,
+  OutputFailure,
+  ResourceUsage,
+  Result,
+  Timings,
+} from './types.ts'
 
 /** What the host knows of a launch's end, next to what the core reports. */
 export interface HostFacts {
@@ -316,11 +325,29 @@ const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSO
   namespaces: ended.namespaces,
   network: ended.network as Network,
   syscalls: ended.filter as Isolation['syscalls'],
+  ...(ended.landlockAbi > 0 && { landlock: landlock(ended.landlockAbi, ended.landlockScopes) }),
   noNewPrivs: ended.noNewPrivs,
+  coreScheduling: request.context.coreScheduling,
   capabilities: request.context.isolated ? 'none' : 'inherited',
   limits: limitsInForce(limits),
   skipped: ended.skipped,
 })
+
+const landlocks = new Map<number, LandlockIsolation>()
+
+/** Of a host there is one. */
+const landlock = (abi: number, scopes: number): LandlockIsolation => {
+  const key = abi * 4 + scopes
+  let known = landlocks.get(key)
+  if (known === undefined) {
+    const enforced: LandlockIsolation['enforced'][number][] = ['files']
+    if ((scopes & 1) !== 0) enforced.push('abstract-unix-sockets')
+    if ((scopes & 2) !== 0) enforced.push('signals')
+    known = Object.freeze({ abi, enforced: Object.freeze(enforced) })
+    landlocks.set(key, known)
+  }
+  return known
+}
 
 const inForce = new WeakMap<LimitsJSON, Isolation['limits']>()
 

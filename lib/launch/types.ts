@@ -265,6 +265,19 @@ export interface Timings {
   readonly steps: readonly { readonly step: string; readonly ms: number }[]
 }
 
+/** What Landlock enforced: a second line behind the mount tree, that goes by the file and not by the path. */
+export interface LandlockIsolation {
+  /** The kernel's version of it. */
+  readonly abi: number
+  /**
+   * `'files'`: nothing outside of the policy's tree can be opened, whatever descriptor leads there, nothing written but what
+   * the policy makes writable, and a file that was passed is opened again only as what it was passed as.
+   * `'abstract-unix-sockets'`: none that another sandboxee or the host listens on can be connected to. `'signals'`: none
+   * reach a process outside.
+   */
+  readonly enforced: readonly ('files' | 'abstract-unix-sockets' | 'signals')[]
+}
+
 /** What was enforced. */
 export interface Isolation {
   /** The namespaces that were the nest's own: `'user'`, `'mnt'`, `'pid'`, `'ipc'`, `'uts'`, `'net'`, `'cgroup'`. */
@@ -272,7 +285,11 @@ export interface Isolation {
   readonly network: Network
   /** The filter; `'custom'`: one of the policy's own. */
   readonly syscalls: SyscallPreset | 'custom'
+  /** Absent where the kernel has no Landlock, or it is switched off; `skipped` then has `'landlock'`. */
+  readonly landlock?: LandlockIsolation
   readonly noNewPrivs: boolean
+  /** No thread of others ran on the same core at the same time. */
+  readonly coreScheduling: boolean
   /** `'none'`: all five sets are empty. */
   readonly capabilities: 'none' | 'inherited'
   /** The limits in force: bytes and milliseconds. A limit that is not there is none. */

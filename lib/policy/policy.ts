@@ -86,6 +86,7 @@ const defaults = (base: PolicyBase): PolicyJSON => ({
   network: 'none',
   unixSockets: 'none',
   syscalls: 'default',
+  coreScheduling: false,
   limits: DEFAULT_LIMITS,
   require: [],
 })
@@ -157,7 +158,16 @@ const mustFit = (what: string, json: PolicyJSON): void => {
 // ---- the builder ---------------------------------------------------------------------------------------------------------------
 
 /** What may be set once. */
-type Scalar = 'proc' | 'dev' | 'rootWritable' | 'hostname' | 'user' | 'network' | 'unixSockets' | 'syscalls'
+type Scalar =
+  | 'proc'
+  | 'dev'
+  | 'rootWritable'
+  | 'hostname'
+  | 'user'
+  | 'network'
+  | 'unixSockets'
+  | 'syscalls'
+  | 'coreScheduling'
 
 class Builder implements PolicyBuilder {
   readonly #json: PolicyJSON
@@ -245,6 +255,10 @@ class Builder implements PolicyBuilder {
 
   syscalls(filter: Syscalls | SyscallFilter): PolicyBuilder {
     return this.#scalar('syscalls', SyscallsSchema, toFilterJSON(filter))
+  }
+
+  coreScheduling(): PolicyBuilder {
+    return this.#once('coreScheduling', true)
   }
 
   limits(limits: Limits): PolicyBuilder {

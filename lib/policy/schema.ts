@@ -228,6 +228,7 @@ export const PolicyInputSchema = z.strictObject({
   network: NetworkSchema.optional(),
   unixSockets: UnixSocketsSchema.optional(),
   syscalls: SyscallsSchema.optional(),
+  coreScheduling: z.boolean().optional(),
   limits: LimitsJSONSchema.partial().optional(),
   require: z.array(RequirementSchema).optional(),
 })

@@ -224,6 +224,7 @@ export type PolicyJSON = {
   readonly network: Network
   readonly unixSockets: UnixSockets
   readonly syscalls: Syscalls
+  readonly coreScheduling: boolean
   readonly limits: LimitsJSON
   readonly require: readonly Requirement[]
 }
@@ -307,12 +308,20 @@ export interface PolicyBuilder {
    * @defaultValue `'default'`
    */
   syscalls(filter: Syscalls | SyscallFilter): PolicyBuilder
+  /**
+   * Never lets another sandboxee, or anything else of the machine, run on the same core at the same time (core scheduling,
+   * `PR_SCHED_CORE`): two threads of one core see more of each other than of other cores. Costs a part of the machine's
+   * throughput. Launches fail where it can't be had: without SMT, where there is nothing to keep apart (`ENODEV`), and where
+   * the kernel was built without it (`EINVAL`).
+   */
+  coreScheduling(): PolicyBuilder
   /** Sets limits, over the defaults; merged by key. A launch may only tighten them. */
   limits(limits: Limits): PolicyBuilder
   /**
    * Makes launches fail where a protection cannot be had. All that the other calls ask for is required anyway.
    *
-   * `'landlock'` is not enforced by this version yet: a policy that requires it fails every launch.
+   * `'landlock'` is a second line behind the mount tree, added wherever the kernel has it (Linux 5.19, and switched on). What
+   * of it was enforced is in `result.isolation.landlock`.
    */
   require(...names: Requirement[]): PolicyBuilder
   /** The finished policy. Optional: whatever takes a {@link Policy} takes the builder. */

@@ -222,7 +222,7 @@ impl Blocker {
                  --scope -p Delegate=yes`)"
             }
             Self::NoLandlock => {
-                "the kernel has no Landlock: it needs Linux 5.13, CONFIG_SECURITY_LANDLOCK and `landlock` in `lsm=`"
+                "the kernel has no Landlock: it needs Linux 5.19, CONFIG_SECURITY_LANDLOCK and `landlock` in `lsm=`"
             }
         }
     }

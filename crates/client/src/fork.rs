@@ -160,6 +160,7 @@ impl ForkCall<'_> {
             network,
             no_new_privs: filtered || self.has(libc::CLONE_NEWUSER),
             filter: if filtered { "default" } else { "unfiltered" },
+            landlock: None,
         }
     }
 

@@ -63,6 +63,9 @@ pub(crate) fn blocker(failure: &Failure, facts: impl FnOnce() -> Facts) -> Optio
             blockers::of_namespace_limits(&facts())
         }
         (Step::WriteInitialIdMaps | Step::WriteIdMaps, Errno::ENOENT) => Blocker::NoProc,
+        (Step::MakeRuleset, Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EPERM | Errno::EACCES) => {
+            if facts().seccomp_refuses { Blocker::Seccomp } else { Blocker::NoLandlock }
+        }
         // Docker's profile answers it to clone3, so that C libraries fall back to clone.
         (_, Errno::ENOSYS) => {
             let facts = facts();
@@ -112,6 +115,16 @@ pub(crate) fn hint(failure: &Failure, facts: impl Fn() -> Facts) -> Option<Strin
         }
         (Step::ChangeDirectory, Errno::EACCES) => {
             format!("the program's user may not enter {path}")
+        }
+        (Step::ScheduleCores, Errno::ENODEV) => {
+            "no core of this machine runs two threads at once (SMT is off, or there is none), so nothing is to be kept \
+             apart: leave out coreScheduling()"
+                .into()
+        }
+        (Step::ScheduleCores, Errno::EINVAL) => {
+            "the kernel has no core scheduling: it needs Linux 5.14 and CONFIG_SCHED_CORE. Without it, switch SMT off \
+             (`nosmt`) and leave out coreScheduling()"
+                .into()
         }
         (Step::Exec, errno) => return exec_hint(failure, errno),
         (Step::IdMapBind, Errno::EINVAL | Errno::EPERM) => {

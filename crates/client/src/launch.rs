@@ -185,6 +185,24 @@ pub struct Ended {
     pub crash: Option<Crash>,
 }
 
+/// What Landlock enforced, beside the rules for files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Landlock {
+    /// The kernel's ABI.
+    pub abi: u32,
+    /// Abstract unix sockets of others can't be connected to.
+    pub abstract_unix_sockets: bool,
+    /// Processes of others can't be signalled.
+    pub signals: bool,
+}
+
+impl From<protocol::Landlock> for Landlock {
+    fn from(told: protocol::Landlock) -> Self {
+        let protocol::Landlock { abi, abstract_unix_sockets, signals } = told;
+        Self { abi, abstract_unix_sockets, signals }
+    }
+}
+
 /// What was enforced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Isolation {
@@ -196,6 +214,8 @@ pub struct Isolation {
     pub no_new_privs: bool,
     /// Its syscall filter.
     pub filter: &'static str,
+    /// What Landlock added, if the kernel has it.
+    pub landlock: Option<Landlock>,
 }
 
 /// The namespaces and their names, in the order in which they are listed.
@@ -212,7 +232,7 @@ pub const NAMESPACES: [(i32, &str); 7] = [
 impl Isolation {
     /// Of a launch without a policy.
     pub(crate) const NONE: Self =
-        Self { namespaces: 0, network: "host", no_new_privs: false, filter: "unfiltered" };
+        Self { namespaces: 0, network: "host", no_new_privs: false, filter: "unfiltered", landlock: None };
 
     /// Of every nest of a plan.
     pub(crate) fn of_plan(plan: &protocol::Plan, filter: &'static str) -> Self {
@@ -222,7 +242,7 @@ impl Isolation {
             protocol::Network::SharedLoopback => ("shared-loopback", 0),
             protocol::Network::None | protocol::Network::Unspecified => ("none", 0),
         };
-        Self { namespaces: all & !without, network, no_new_privs: true, filter }
+        Self { namespaces: all & !without, network, no_new_privs: true, filter, landlock: None }
     }
 }
 

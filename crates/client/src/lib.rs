@@ -47,7 +47,7 @@ pub use fork::{ForkCall, TreeKind, TreeNode, check_mount_tree};
 pub use ids::DEFAULT_HOST_ID;
 pub use image::OVERRIDE;
 pub use launch::{
-    BindRequest, Ended, Ending, Event, Isolation, LaunchRequest, Launched, Limit, NAMESPACES, Usage,
+    BindRequest, Ended, Ending, Event, Isolation, Landlock, LaunchRequest, Launched, Limit, NAMESPACES, Usage,
 };
 pub use nestbox_policy::Issue;
 pub use nestbox_protocol::{LaunchFile, Limits, Step};

@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
-use nestbox_protocol::{self as protocol, FdRole, Step};
+use nestbox_protocol::{self as protocol, FdGrant, FdRole, Step};
 use nestbox_sys::{Errno, socket};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
@@ -113,8 +113,33 @@ pub(crate) struct Wired {
 impl Wired {
     /// Passes one more fd.
     pub(crate) fn pass(&mut self, role: FdRole, number: u32, fd: PassedFd) {
-        self.roles.push(protocol::PassedFd { role: role.into(), number });
+        let grant = match fd {
+            PassedFd::Lent(raw) if matches!(role, FdRole::Stdio | FdRole::Exec) => grant(raw),
+            // Pipes and sockets that were made for the launch, and namespaces.
+            _ => FdGrant::None,
+        };
+        self.roles.push(protocol::PassedFd { role: role.into(), number, grant: grant.into() });
         self.passed.push(fd);
+    }
+}
+
+/// What a program may open the file of an fd again as, where Landlock is enforced: what the fd is open as, so that a file
+/// passed for reading is not written to by way of `/proc/self/fd`.
+fn grant(raw: RawFd) -> FdGrant {
+    // SAFETY: only lent for the calls below, which answer EBADF for what is no open fd.
+    let fd = unsafe { BorrowedFd::borrow_raw(raw) };
+    let (Ok(status), Ok(flags)) = (fstat(fd), fcntl(fd, FcntlArg::F_GETFL)) else { return FdGrant::None };
+    let flags = OFlag::from_bits_truncate(flags);
+    match SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFDIR => FdGrant::Directory,
+        SFlag::S_IFSOCK => FdGrant::None,
+        // Who vouched for it vouched for whatever it can be opened as.
+        _ if flags.contains(OFlag::O_PATH) => FdGrant::ReadWrite,
+        _ => match flags & OFlag::O_ACCMODE {
+            OFlag::O_RDONLY => FdGrant::Read,
+            OFlag::O_WRONLY => FdGrant::Write,
+            _ => FdGrant::ReadWrite,
+        },
     }
 }
 

@@ -12,6 +12,7 @@ use nestbox_policy::{Hash, Resolved};
 
 use crate::channel::Channel;
 use crate::ids::OuterIds;
+use crate::launch::Landlock;
 use crate::nests::{Nest, Nests, Warm};
 
 /// What makes two launches share a template.
@@ -42,8 +43,10 @@ pub(crate) struct Template {
     pub(crate) waiters: Vec<u64>,
     /// Launches that it or its nests serve now.
     pub(crate) running: usize,
-    /// Binds that could not be id-mapped.
-    pub(crate) not_id_mapped: Vec<String>,
+    /// Binds that could not be id-mapped, and Landlock where the kernel has none.
+    pub(crate) skipped: Vec<String>,
+    /// What Landlock adds to its nests.
+    pub(crate) landlock: Option<Landlock>,
     /// It died while it was being built, and is being built once more.
     pub(crate) retried: bool,
     /// Those that wait for launches.
@@ -100,7 +103,8 @@ impl Templates {
             resolved,
             waiters: Vec::new(),
             running: 0,
-            not_id_mapped: Vec::new(),
+            skipped: Vec::new(),
+            landlock: None,
             retried: false,
             nests: Nests::default(),
             refill: None,

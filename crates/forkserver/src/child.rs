@@ -16,6 +16,7 @@ use nestbox_sys::{Errno, process};
 
 use crate::fault::{At, Fault};
 use crate::initial::write_single_maps;
+use crate::landlock::{self, Ruleset};
 use crate::launch::{Ids, Prepared, Program};
 use crate::listener;
 use crate::parked::{self, Orders, Parking};
@@ -61,6 +62,7 @@ pub(crate) enum Outcome<'a> {
 }
 
 /// What the child works on, and where it leaves what became of it: its parent's memory.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct Child<'a> {
     pub(crate) task: Task<'a>,
     pub(crate) ids: Ids,
@@ -70,12 +72,16 @@ pub(crate) struct Child<'a> {
     pub(crate) cookie: u64,
     /// Where the listener goes, if the filter asks a supervisor.
     pub(crate) handover: Option<RawFd>,
+    /// What Landlock lets it do.
+    pub(crate) ruleset: Option<Ruleset>,
     /// A proc in which `self` is this process.
     pub(crate) proc: RawFd,
     /// A user namespace of its own, no capabilities, no new privileges.
     pub(crate) sandboxed: bool,
     /// Leave speculation alone.
     pub(crate) speculation: bool,
+    /// Share a core with nobody else's threads.
+    pub(crate) core_scheduling: bool,
     /// Arm the parent-death signal: outside a pid namespace nothing else ties the child to its supervisor.
     pub(crate) die_with_parent: bool,
     pub(crate) marks: Marks,
@@ -126,6 +132,9 @@ fn isolate(child: &mut Child<'_>) -> Result<(), Fault<'static>> {
         if !child.speculation {
             disable_speculation()?;
         }
+        if child.core_scheduling {
+            schedule_cores()?;
+        }
     }
     // SAFETY: takes a number.
     let _ = unsafe { nestbox_sys::syscall!(libc::SYS_umask, 0o022) };
@@ -153,6 +162,10 @@ fn carry_out<'a>(child: &mut Child<'a>, launch: &'a Prepared<'a>) -> Result<Infa
     if launch.crash_report {
         // Before the filter; so a parked child, which has it on, makes way for such a launch.
         crash::trace_me().at(Step::TraceProgram, "ptrace", b"traceme")?;
+    }
+    if let Some(ruleset) = child.ruleset {
+        // While the ruleset and what is passed are where they were received.
+        landlock::enforce(ruleset, launch, cookie)?;
     }
     if child.handover.is_some() {
         // While the way to init is still open.
@@ -373,6 +386,18 @@ fn disable_speculation() -> Result<(), Fault<'static>> {
 fn could_be_restricted(feature: usize) -> bool {
     let state = prctl(PR_GET_SPECULATION_CTRL, feature).unwrap_or(PR_SPEC_PRCTL);
     state & PR_SPEC_PRCTL != 0 && state & (PR_SPEC_DISABLE | PR_SPEC_FORCE_DISABLE) == 0
+}
+
+/// A core of its own: with a cookie that only the nest's processes have, which inherit it, the kernel runs nobody else's
+/// threads beside theirs on one core (core scheduling). Unlike the controls of speculation it was asked for, so a machine that
+/// can't do it fails the launch.
+fn schedule_cores() -> Result<(), Fault<'static>> {
+    const PR_SCHED_CORE: c_int = 62;
+    const PR_SCHED_CORE_CREATE: usize = 1;
+    // SAFETY: numbers only. The pid 0 is the caller, and so is the scope 0.
+    unsafe { nestbox_sys::syscall!(libc::SYS_prctl, PR_SCHED_CORE, PR_SCHED_CORE_CREATE, 0, 0, 0) }
+        .at(Step::ScheduleCores, "prctl", b"PR_SCHED_CORE")
+        .map(drop)
 }
 
 /// Installs the filter, unless that was done.

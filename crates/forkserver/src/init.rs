@@ -23,6 +23,7 @@ use crate::child::{self, Child, Outcome, Task};
 use crate::crash::{self, Tracer};
 use crate::fault::{At, Fault};
 use crate::guard;
+use crate::landlock::{Rules, Ruleset};
 use crate::launch::Prepared;
 use crate::limits::Changes;
 use crate::listener::Handover;
@@ -44,11 +45,14 @@ pub(crate) struct Nest<'a> {
     pub(crate) filter: &'a [u8],
     /// Init's own.
     pub(crate) guard: Option<&'a [u8]>,
+    /// What Landlock adds, where the kernel has it.
+    pub(crate) rules: Option<&'a Rules>,
     pub(crate) stack: *mut c_void,
     /// This process is pid 1: everything it can see is the nest's.
     pub(crate) pid_namespace: bool,
     pub(crate) sandboxed: bool,
     pub(crate) speculation: bool,
+    pub(crate) core_scheduling: bool,
     /// The nest is to be warm: `launch` says what it is made for, and the one that it runs comes later.
     pub(crate) park: Option<Parking>,
     /// `Plan.launch_cookie`.
@@ -150,24 +154,33 @@ fn start<'a>(
     if nest.launch.report_init {
         report::placed(socket);
     }
+    let ruleset = nest.rules.map(Rules::create).transpose()?;
     let signals = watch_signals(nest.pid_namespace)?;
     marks.add(Step::PrepareInit);
     if nest.sandboxed {
         nest::set_up(nest.mounts, nest.launch, nest.hostname, marks)?;
     }
     marks.add(Step::SetHostname);
+    if let (Some(rules), Some(ruleset)) = (nest.rules, ruleset) {
+        rules.fill(ruleset)?;
+        ruleset.add_binds(nest.launch)?;
+        marks.add(Step::MakeRuleset);
+    }
     let task = nest.park.map_or(Task::Launch(nest.launch), Task::Park);
     if nest.park.is_some() {
         touch_stack();
     }
-    let mut child = start_child(nest, task, None, marks)?;
+    let mut child = start_child(nest, task, ruleset, None, marks)?;
     let mut parked = nest.park.is_some();
     if matches!(child.outcome, Outcome::MadeWay) {
         // Its pid is the next one's: who looks for the program finds it where it always is.
         reap(true, 0, &mut None, None);
         let Some(launch) = receive_launch(nest, socket, marks)? else { return Ok(None) };
         nest::add(launch, marks)?;
-        child = start_child(nest, Task::Launch(launch), Some(SANDBOXEE), marks)?;
+        if let Some(ruleset) = ruleset {
+            ruleset.add_binds(launch)?;
+        }
+        child = start_child(nest, Task::Launch(launch), ruleset, Some(SANDBOXEE), marks)?;
         parked = false;
     }
     let Started { pid, exec_ns, launch, outcome, handover } = child;
@@ -228,6 +241,7 @@ struct Started<'a> {
 fn start_child<'a>(
     nest: &'a Nest<'a>,
     task: Task<'a>,
+    ruleset: Option<Ruleset>,
     pid: Option<i32>,
     marks: &mut Marks,
 ) -> Result<Started<'a>, Fault<'a>> {
@@ -238,9 +252,11 @@ fn start_child<'a>(
         filter: nest.filter,
         cookie: nest.cookie,
         handover: handover.as_ref().map(Handover::to_init),
+        ruleset,
         proc: PROC_FD,
         sandboxed: nest.sandboxed,
         speculation: nest.speculation,
+        core_scheduling: nest.core_scheduling,
         die_with_parent: !nest.pid_namespace,
         marks: *marks,
         launch: None,

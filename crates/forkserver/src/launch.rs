@@ -8,7 +8,7 @@ use std::ffi::{CString, c_char, c_void};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::LazyLock;
 
-use nestbox_protocol::{FdRole, Launch, Limits, Network, Step, Supervision};
+use nestbox_protocol::{FdGrant, FdRole, Launch, Limits, Network, Step, Supervision};
 use nestbox_sys::Errno;
 
 use crate::fault::Fault;
@@ -51,6 +51,8 @@ pub(crate) enum Program {
 pub(crate) struct LaunchBind {
     pub(crate) mount: RawFd,
     pub(crate) path: CString,
+    pub(crate) directory: bool,
+    pub(crate) writable: bool,
 }
 
 /// A private file.
@@ -74,6 +76,8 @@ pub(crate) struct Prepared<'a> {
     pub(crate) cwd: CString,
     /// (fd as received, number in the sandboxee).
     pub(crate) fds: Vec<(RawFd, RawFd)>,
+    /// What may be opened again of the files that are passed, by the fds as received: see [`crate::landlock`].
+    pub(crate) grants: Vec<(RawFd, FdGrant)>,
     /// Set if an fd as received sits where the sandboxee gets one: first free number above all of them, where they are
     /// moved first, in order, the program's fd last.
     pub(crate) staging: Option<RawFd>,
@@ -119,9 +123,13 @@ impl<'a> Prepared<'a> {
             _ => NetworkSource::New,
         };
         let mut mounts = vec![None; request.binds.len()];
+        let mut grants = Vec::new();
         let mut exec = None;
         for (passed, fd) in request.fds.iter().zip(fds) {
             let fd = fd.as_raw_fd();
+            if passed.grant() != FdGrant::None {
+                grants.push((fd, passed.grant()));
+            }
             match passed.role() {
                 FdRole::Stdio => mapped.push((fd, passed.number as RawFd)),
                 FdRole::Bind => match mounts.get_mut(passed.number as usize) {
@@ -138,7 +146,8 @@ impl<'a> Prepared<'a> {
         let mut binds = Vec::with_capacity(mounts.len());
         for (bind, mount) in request.binds.iter().zip(mounts) {
             let Some(mount) = mount else { return refuse("a bind without its mount") };
-            binds.push(LaunchBind { mount, path: string(&bind.path)? });
+            let (directory, writable) = (bind.directory, bind.writable);
+            binds.push(LaunchBind { mount, path: string(&bind.path)?, directory, writable });
         }
         let ids = Ids {
             outer_uid: if ids.privileged { request.outer_uid } else { ids.outer_uid },
@@ -162,6 +171,7 @@ impl<'a> Prepared<'a> {
             staging: staging(&mapped, exec),
             cwd: string(if request.cwd.is_empty() { b"/" } else { &request.cwd })?,
             fds: mapped,
+            grants,
             ids,
             rlimits: rlimits(&limits).collect(),
             wall_ns: limits.wall_time.map(|ms| ms.saturating_mul(1_000_000)),

@@ -29,6 +29,7 @@ mod fault;
 mod guard;
 mod init;
 mod initial;
+mod landlock;
 mod launch;
 mod learn;
 mod limits;

@@ -288,7 +288,7 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
         match step {
             NestStep::Proc { path, masks } => {
                 let cover_with = if masks.null_device { NULL_DEVICE } else { empty_file(path)? };
-                mount(c"proc", path, c"proc", PROC_FLAGS, c"").at(
+                mount(c"proc", path, c"proc", PROC_FLAGS, hidden_from(ids)).at(
                     Step::MountProc,
                     "mount",
                     path.to_bytes(),
@@ -355,6 +355,13 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
         }
     }
     Ok(())
+}
+
+/// The options of a nest's proc: it shows who reads it the processes that they could trace, so not init, but init all.
+/// Under an unprivileged host init owns the sandboxee's user namespace and may trace whoever is there. Under a root host it
+/// may not, and is told apart by its group, which no sandboxee has.
+fn hidden_from(ids: Ids) -> &'static CStr {
+    if ids.privileged { c"hidepid=invisible,gid=0" } else { c"hidepid=ptraceable" }
 }
 
 /// Goes to a directory that no link leads to, to be mounted over by the name that this answers.

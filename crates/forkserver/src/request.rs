@@ -83,10 +83,12 @@ fn unsandboxed<'a>(
         reads: false,
         room: &init::room(),
         guard: None,
+        rules: None,
         stack: launch::allocate_stack(),
         pid_namespace: false,
         sandboxed: false,
         speculation: true,
+        core_scheduling: false,
         park: None,
     };
     init::run(&nest, fds[0].as_raw_fd(), marks)
@@ -240,10 +242,12 @@ fn nest<'a>(
         reads: false,
         room: &init::room(),
         guard: pid_namespace.then_some(&guard),
+        rules: None,
         stack: launch::allocate_stack(),
         pid_namespace,
         sandboxed: true,
         speculation: request.allow_speculation,
+        core_scheduling: false,
         park: None,
     };
     if !pid_namespace {

@@ -16,6 +16,7 @@ use crate::boot::CONTROL_FD;
 use crate::fault::{At, Fault};
 use crate::init::Nest;
 use crate::initial::surplus_fds;
+use crate::landlock::{self, Rules};
 use crate::launch::{Ids, NetworkSource, Prepared};
 use crate::nest::NestPlan;
 use crate::parked::{self, Parking};
@@ -112,10 +113,19 @@ fn run<'a>(
     let mapping = IdMapping { available: server.privileged, uid: ids.outer_uid, gid: ids.outer_gid };
     let built = tree::build(plan, mapping, Origin::Initial)?;
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::SetNoNewPrivs, "prctl", b"")?;
+    let rules = match landlock::probe() {
+        Ok(support) => Some(Rules::new(plan, support)?),
+        // The host is told that nothing of it is enforced.
+        Err(fault) if landlock::is_absent(fault.errno) && !plan.require_landlock => None,
+        Err(fault) => return Err(fault),
+    };
     let nest = NestPlan::new(plan)?;
     parked::reserve_memory();
-    let ready =
-        TemplateReady { mounts: plan.template_mounts.len() as u32, not_id_mapped: built.not_id_mapped };
+    let ready = TemplateReady {
+        mounts: plan.template_mounts.len() as u32,
+        not_id_mapped: built.not_id_mapped,
+        landlock: rules.as_ref().map(|rules| rules.support.told()),
+    };
     let socket = settle(socket, built.proc)?;
     let answer = Ready { kind: Some(ready::Kind::Template(ready)) };
     packet::send_message(socket.as_fd(), &answer, &[], 0)
@@ -124,6 +134,7 @@ fn run<'a>(
         plan,
         nest,
         ids,
+        rules,
         guard: guard::program(plan.filter_listens, &[]),
         reads: memory::may_read(&plan.filter),
         stack: launch::allocate_stack(),
@@ -156,6 +167,8 @@ struct Template<'a> {
     plan: &'a Plan,
     nest: NestPlan,
     ids: Ids,
+    /// What Landlock adds, where the kernel has it.
+    rules: Option<Rules>,
     /// Init's own syscall filter.
     guard: Vec<u8>,
     /// See [`memory::may_read`].
@@ -222,10 +235,12 @@ impl Template<'_> {
                         reads: self.reads,
                         room: &self.room,
                         guard: Some(&self.guard),
+                        rules: self.rules.as_ref(),
                         stack: self.stack,
                         pid_namespace: true,
                         sandboxed: true,
                         speculation: false,
+                        core_scheduling: self.plan.core_scheduling,
                         park: request.park.then_some(Parking { network: self.plan.network() }),
                     },
                     fds[0].as_raw_fd(),

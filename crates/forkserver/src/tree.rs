@@ -8,7 +8,7 @@
 
 use std::ffi::CStr;
 use std::fmt::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nestbox_protocol::{Mount, Plan, Step, Tmpfs, mount};
 use nestbox_sys::Errno;
@@ -327,7 +327,7 @@ fn mount_tmpfs<'a>(
 fn mount_proc(root: BorrowedFd<'_>, plan: &Plan) -> Result<OwnedFd, Fault<'static>> {
     let step = Step::MountTemplateProc;
     if plan.no_proc {
-        return detached_proc();
+        return detached(c"proc", ATTR_NOSUID | ATTR_NODEV).at(step, "fsmount", b"proc");
     }
     let target =
         open_inside(root, c"/proc", libc::O_PATH | libc::O_DIRECTORY).at(step, "openat2", b"/proc")?;
@@ -337,23 +337,20 @@ fn mount_proc(root: BorrowedFd<'_>, plan: &Plan) -> Result<OwnedFd, Fault<'stati
     open_inside(root, c"/proc", libc::O_PATH | libc::O_DIRECTORY).at(step, "openat2", b"/proc")
 }
 
-/// A proc that is mounted nowhere.
-fn detached_proc() -> Result<OwnedFd, Fault<'static>> {
+/// A file system of this process's namespaces that is mounted nowhere. Without the C library: also for an init.
+pub(crate) fn detached(kind: &CStr, attributes: u64) -> Result<OwnedFd, Errno> {
     const FSCONFIG_CMD_CREATE: usize = 6;
-    let step = Step::MountTemplateProc;
     // SAFETY: a C string.
-    let context = unsafe { nestbox_sys::syscall!(libc::SYS_fsopen, c"proc".as_ptr(), 1) }
-        .at(step, "fsopen", b"proc")?;
+    let context = unsafe { nestbox_sys::syscall!(libc::SYS_fsopen, kind.as_ptr(), 1) }?;
+    // SAFETY: the fd was just made and nobody else knows it.
+    let context = unsafe { OwnedFd::from_raw_fd(context as i32) };
+    let number = context.as_raw_fd();
     // SAFETY: the command takes no key and no value.
-    unsafe { nestbox_sys::syscall!(libc::SYS_fsconfig, context, FSCONFIG_CMD_CREATE, 0, 0, 0) }
-        .at(step, "fsconfig", b"proc")?;
+    unsafe { nestbox_sys::syscall!(libc::SYS_fsconfig, number, FSCONFIG_CMD_CREATE, 0, 0, 0) }?;
     // SAFETY: numbers only.
-    let fd = unsafe { nestbox_sys::syscall!(libc::SYS_fsmount, context, 1, ATTR_NOSUID | ATTR_NODEV) }
-        .at(step, "fsmount", b"proc")?;
-    // SAFETY: both were just made and nobody else knows them.
-    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_close, context) };
+    let fd = unsafe { nestbox_sys::syscall!(libc::SYS_fsmount, number, 1, attributes) }?;
     // SAFETY: as above.
-    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd as i32) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
 /// Makes the root read-only, unless the policy wants it writable.

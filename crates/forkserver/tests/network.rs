@@ -41,7 +41,7 @@ fn is_clean(keeper: &OwnedFd, namespace: &OwnedFd) -> bool {
 fn run_in(template: &OwnedFd, namespace: &OwnedFd, args: &[&str]) -> Outcome {
     let (ours, theirs) = socket::seqpacket_pair().expect("socketpair");
     let mut launch = launch(args);
-    launch.fds = vec![PassedFd { role: FdRole::NetworkNamespace.into(), number: 0 }];
+    launch.fds = vec![PassedFd { role: FdRole::NetworkNamespace.into(), number: 0, grant: 0 }];
     send(template, &launch, &[theirs.as_raw_fd(), namespace.as_raw_fd()]);
     drop(theirs);
     outcome(&ours, None)

@@ -178,7 +178,7 @@ fn asking_through((socket, theirs): (OwnedFd, OwnedFd), template: &OwnedFd, laun
     let (stdout, write) = pipe();
     let launch = Launch {
         supervision: Supervision::Ask.into(),
-        fds: vec![PassedFd { role: FdRole::Stdio.into(), number: 1 }],
+        fds: vec![PassedFd { role: FdRole::Stdio.into(), number: 1, grant: 0 }],
         ..launch
     };
     send(template, &launch, &[theirs.as_raw_fd(), write.as_raw_fd()]);

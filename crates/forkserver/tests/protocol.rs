@@ -91,12 +91,12 @@ fn a_launch_whose_fds_do_not_fit_is_refused() {
     let (_mounter, namespaces) = server.initialize().expect("initial namespaces");
     let template = server.template(plan(), &namespaces).expect("template");
     let (read, _write) = pipe();
-    let stdio = PassedFd { role: FdRole::Stdio.into(), number: 0 };
+    let stdio = PassedFd { role: FdRole::Stdio.into(), number: 0, grant: 0 };
     let cases: Vec<(Vec<PassedFd>, usize)> = vec![
         (vec![], 1),
         (vec![stdio], 0),
-        (vec![PassedFd { role: FdRole::Bind.into(), number: 0 }], 1),
-        (vec![PassedFd { role: 99, number: 0 }], 1),
+        (vec![PassedFd { role: FdRole::Bind.into(), number: 0, grant: 0 }], 1),
+        (vec![PassedFd { role: 99, number: 0, grant: 0 }], 1),
     ];
     for (fds, count) in cases {
         let (ours, theirs) = socket::seqpacket_pair().expect("socketpair");

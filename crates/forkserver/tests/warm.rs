@@ -35,7 +35,7 @@ fn run_in(nest: &OwnedFd, mut launch: Launch, unpark: bool) -> Outcome {
         nix::unistd::fchown(&write, Some(OUTER.into()), Some(OUTER.into())).expect("fchown");
     }
     for number in [1, 2] {
-        launch.fds.push(PassedFd { role: FdRole::Stdio.into(), number });
+        launch.fds.push(PassedFd { role: FdRole::Stdio.into(), number, grant: 0 });
     }
     if unpark {
         send(nest, &control(launch_control::Kind::Unpark(Unpark {})), &[]);

@@ -163,6 +163,10 @@ pub struct NativeEnded {
     pub network: String,
     pub no_new_privs: bool,
     pub filter: String,
+    /// 0: it was not enforced.
+    pub landlock_abi: u32,
+    /// Bit 0: abstract unix sockets, 1: signals.
+    pub landlock_scopes: u32,
     /// The nest was made before its launch.
     pub warm: bool,
     #[napi(ts_type = "NativeCrash | undefined")]

@@ -24,10 +24,10 @@
   const ended = (stdout, stderr, outputs, skipped, violation, learned, crash) => {
     const own = []
     for (let index = 0; index < namespaces.length; index++) if (numbers[3] & (1 << index)) own.push(namespaces[index])
-    const count = numbers[26]
+    const count = numbers[28]
     const markSteps = []
     const markNs = []
-    for (let index = 27; index < 27 + 2 * count; index += 2) {
+    for (let index = 29; index < 29 + 2 * count; index += 2) {
       markSteps.push(steps[numbers[index]])
       markNs.push(numbers[index + 1])
     }
@@ -64,6 +64,8 @@
       network: networks[numbers[21]],
       noNewPrivs: numbers[22] !== 0,
       filter: filters[numbers[23]],
+      landlockAbi: numbers[26],
+      landlockScopes: numbers[27],
       warm: numbers[24] !== 0,
       crash: crash ?? undefined,
     }

@@ -9,7 +9,7 @@ use std::ptr;
 
 use napi::bindgen_prelude::ToNapiValue;
 use napi::{Env, Result, check_status, sys};
-use nestbox_client::{Ended, Ending, Event, Failure, Limit, NAMESPACES, Step};
+use nestbox_client::{Ended, Ending, Event, Failure, Landlock, Limit, NAMESPACES, Step};
 
 use crate::event::{Bytes, NativeCrash, NativeFailure, NativeOutput};
 use crate::syscall::{NativeAsked, NativeLearned, NativeSystemCall, hexadecimal};
@@ -21,7 +21,7 @@ const SOURCE: &str = include_str!("result.js");
 const ROOM: usize = 256;
 
 /// How many there are before the marks.
-const FIXED: usize = 27;
+const FIXED: usize = 29;
 
 const NETWORKS: [&str; 4] = ["none", "shared-loopback", "host", "zygote"];
 const FILTERS: [&str; 4] = ["unfiltered", "default", "strict", "custom"];
@@ -234,10 +234,17 @@ fn numbers(token: u64, ended: &Ended) -> impl Iterator<Item = f64> {
         position(&FILTERS, &ended.isolation.filter),
         f64::from(u8::from(ended.warm)),
         f64::from(u8::from(ended.violated)),
+        ended.isolation.landlock.map_or(0.0, |landlock| landlock.abi.into()),
+        ended.isolation.landlock.map_or(0.0, |landlock| scopes(landlock).into()),
         marks.len() as f64,
     ];
     let marks = marks.iter().flat_map(|(step, time)| [f64::from(*step as i32), *time as f64]);
     fixed.into_iter().chain(marks)
+}
+
+/// What Landlock enforced beside files, as bits.
+fn scopes(landlock: Landlock) -> u8 {
+    u8::from(landlock.abstract_unix_sockets) | u8::from(landlock.signals) << 1
 }
 
 /// The place of a value in its table.

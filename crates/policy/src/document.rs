@@ -37,6 +37,9 @@ pub struct Policy {
     pub unix_sockets: UnixSockets,
     /// The syscall filter.
     pub syscalls: Syscalls,
+    /// Share a core with nobody else's threads.
+    #[serde(default)]
+    pub core_scheduling: bool,
     /// Limits of each launch.
     pub limits: Limits,
     /// Protections without which launches fail.

@@ -35,7 +35,7 @@ use crate::bpf::{self, Instruction};
 
 /// Calls that the launch path makes after it has installed the filter. The kernel looks at the sixth argument of none of
 /// them, so there they carry the launch's cookie.
-pub(crate) const LAUNCH_CALLS: [&str; 13] = [
+pub(crate) const LAUNCH_CALLS: [&str; 15] = [
     "execve",
     "execveat",
     "recvmsg",
@@ -49,6 +49,8 @@ pub(crate) const LAUNCH_CALLS: [&str; 13] = [
     "faccessat",
     "exit_group",
     "clock_gettime",
+    "landlock_add_rule",
+    "landlock_restrict_self",
 ];
 
 /// What holds beside the filter's own rules.

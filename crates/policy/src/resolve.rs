@@ -15,7 +15,7 @@ use nix::sys::stat::{FileStat, stat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 
 use crate::check::{PROC_SOURCE, check, decode};
-use crate::document::{Base, Dev, MountEntry, Network, Policy, Proc};
+use crate::document::{Base, Dev, MountEntry, Network, Policy, Proc, Requirement};
 use crate::error::ResolveError;
 use crate::filter::{self, Program};
 use crate::hash::Hash;
@@ -177,6 +177,8 @@ impl Policy {
             limits: Some(self.limits.into()),
             no_proc: self.proc == Proc::None,
             launch_cookie: 0,
+            core_scheduling: self.core_scheduling,
+            require_landlock: self.require.contains(&Requirement::Landlock),
         };
         let (hash, template_key) = (Hash::of_content(&plan), Hash::of_identity(&plan));
         // Not before: what is random is no part of what the policy says.

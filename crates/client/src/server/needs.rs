@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use nestbox_policy::Resolved;
 use nestbox_protocol::{
-    BindOpened, InitializationType, OpenBind, ServerRequest, Step, TemplateRequest, server_request,
+    BindOpened, InitializationType, OpenBind, ServerRequest, Step, TemplateReady, TemplateRequest,
+    server_request,
 };
 use nestbox_sys::socket;
 
@@ -170,13 +171,21 @@ impl Client {
         }
     }
 
-    pub(super) fn template_ready(&mut self, id: u64, not_id_mapped: Vec<Vec<u8>>) {
+    pub(super) fn template_ready(
+        &mut self,
+        id: u64,
+        TemplateReady { not_id_mapped, landlock, .. }: TemplateReady,
+    ) {
         let Some(template) = self.templates.get_mut(id) else { return };
         template.stage = templates::Stage::Ready;
-        template.not_id_mapped = not_id_mapped
+        template.skipped = not_id_mapped
             .into_iter()
             .map(|path| format!("id-mapping:{}", String::from_utf8_lossy(&path)))
             .collect();
+        template.landlock = landlock.map(Into::into);
+        if landlock.is_none() {
+            template.skipped.push("landlock".into());
+        }
         for token in std::mem::take(&mut template.waiters) {
             if let Some(Preparation::Warm(warm)) = self.preparations.get(&token) {
                 let warm = *warm;

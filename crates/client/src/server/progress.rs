@@ -169,7 +169,8 @@ impl Client {
         let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
         template.running += 1;
         launch.template = Some(id);
-        launch.skipped.extend_from_slice(&template.not_id_mapped);
+        launch.skipped.extend_from_slice(&template.skipped);
+        launch.isolation.landlock = template.landlock;
         Ok(())
     }
 
@@ -417,7 +418,11 @@ pub(super) fn pass(
     number: usize,
     fd: PassedFd,
 ) {
-    message.fds.push(protocol::PassedFd { role: role.into(), number: number as u32 });
+    message.fds.push(protocol::PassedFd {
+        role: role.into(),
+        number: number as u32,
+        grant: protocol::FdGrant::None.into(),
+    });
     fds.push(fd);
 }
 

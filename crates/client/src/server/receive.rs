@@ -322,7 +322,7 @@ impl Client {
             _ => Err(malformed(step, "a template that is ready has nothing to say")),
         };
         match answer.map(|(answer, _)| answer.kind) {
-            Ok(Some(ready::Kind::Template(ready))) => self.template_ready(id, ready.not_id_mapped),
+            Ok(Some(ready::Kind::Template(ready))) => self.template_ready(id, ready),
             Ok(Some(ready::Kind::Failure(_))) if self.server_has_died() => {}
             Ok(Some(ready::Kind::Failure(failure))) => self.fail_template(id, &Failure::from_step(failure)),
             Ok(_) => self.fail_template(id, &malformed(step, "not an answer to this request")),

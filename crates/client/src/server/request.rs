@@ -117,7 +117,11 @@ impl Client {
             binds: draft
                 .binds
                 .iter()
-                .map(|bind| LaunchBind { path: bind.path.clone(), directory: bind.bind.directory })
+                .map(|bind| LaunchBind {
+                    path: bind.path.clone(),
+                    directory: bind.bind.directory,
+                    writable: bind.bind.writable,
+                })
                 .collect(),
             files: request.files,
             outputs: request

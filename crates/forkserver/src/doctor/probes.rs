@@ -236,14 +236,12 @@ pub(super) fn seccomp_notifications(_: Server) -> Found {
     }
 }
 
-/// `LANDLOCK_CREATE_RULESET_VERSION`.
-const VERSION: usize = 1;
-
 pub(super) fn landlock(_: Server) -> Found {
-    // SAFETY: with this flag the pointer is null and the size 0.
-    let abi = unsafe { nestbox_sys::syscall!(libc::SYS_landlock_create_ruleset, 0, 0, VERSION) }
-        .map_err(|errno| fault(errno, "landlock_create_ruleset", b""))?;
-    Ok(format!("ABI {abi}"))
+    process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::SetNoNewPrivs, "prctl", b"")?;
+    let support = crate::landlock::probe()?.told();
+    let scopes = [(support.abstract_unix_sockets, ", abstract unix sockets"), (support.signals, ", signals")];
+    let scopes = scopes.map(|(there, name)| if there { name } else { "" }).concat();
+    Ok(format!("ABI {}: files{scopes}", support.abi))
 }
 
 #[cfg(test)]

@@ -234,8 +234,8 @@ pub fn run(template: &OwnedFd, mut launch: Launch) -> Outcome {
         // As the client does: so that /dev/stdout can be reopened inside.
         nix::unistd::fchown(&write, Some(OUTER.into()), Some(OUTER.into())).expect("fchown");
     }
-    launch.fds.insert(0, PassedFd { role: FdRole::Stdio.into(), number: 1 });
-    launch.fds.insert(1, PassedFd { role: FdRole::Stdio.into(), number: 2 });
+    launch.fds.insert(0, PassedFd { role: FdRole::Stdio.into(), number: 1, grant: 0 });
+    launch.fds.insert(1, PassedFd { role: FdRole::Stdio.into(), number: 2, grant: 0 });
     send(template, &launch, &[theirs.as_raw_fd(), write.as_raw_fd(), write.as_raw_fd()]);
     drop((theirs, write));
     outcome(&ours, Some(read))

@@ -1,0 +1,300 @@
+//! Landlock, an added layer: what a sandboxee may do with files, whatever way it reaches them, and whom it may address.
+//!
+//! The mount tree is what keeps a sandboxee in. These rules stand behind it and go by the file, not by the path: a file
+//! that is not below the policy's tree can't be opened, even where a descriptor leads to it, and one that was passed can't
+//! be opened again for more than it was passed for, as `/proc/self/fd/0` else allows. [`probe`] and [`Rules::new`] run once
+//! per template, [`Rules::create`] and [`Rules::fill`] once per nest in init (its file systems are new, and a rule is about
+//! an inode), and [`enforce`] in the launch child. Promises: what [`probe`] found is enforced, or the launch fails; nothing
+//! allocates after the clone.
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+
+use nestbox_protocol::{self as protocol, FdGrant, Mount, Plan, Step, mount};
+use nestbox_sys::Errno;
+use nestbox_sys::mount::{
+    ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS,
+    open_at,
+};
+
+use crate::fault::{At, Fault};
+use crate::launch::Prepared;
+use crate::source::{below_root, c_path};
+use crate::tree::detached;
+
+const EXECUTE: u64 = 1 << 0;
+const WRITE_FILE: u64 = 1 << 1;
+const READ_FILE: u64 = 1 << 2;
+const READ_DIR: u64 = 1 << 3;
+const REFER: u64 = 1 << 13;
+const TRUNCATE: u64 = 1 << 14;
+const IOCTL_DEV: u64 = 1 << 15;
+
+/// What can be done with whatever a policy shows.
+const READ: u64 = EXECUTE | READ_FILE | READ_DIR;
+/// What can be done with a file that is open.
+const FILE: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV;
+/// Removing and making by kind, since the first ABI.
+const MAKE: u64 = 0x1ff0;
+const ALL: u64 = READ | WRITE_FILE | MAKE | REFER | TRUNCATE | IOCTL_DEV;
+const DEVICE: u64 = READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV;
+
+const SCOPE_ABSTRACT_UNIX_SOCKET: u64 = 1 << 0;
+const SCOPE_SIGNAL: u64 = 1 << 1;
+
+/// `LANDLOCK_CREATE_RULESET_VERSION`.
+const VERSION: usize = 1;
+const RULE_PATH_BENEATH: usize = 1;
+/// No fd.
+const NONE: RawFd = -1;
+
+/// The first ABI does not let anybody move a file to another directory, which ordinary programs do.
+const ABI_MIN: u32 = 2;
+
+/// `struct landlock_ruleset_attr`.
+#[repr(C)]
+struct Attributes {
+    access_fs: u64,
+    access_net: u64,
+    scoped: u64,
+}
+
+/// `struct landlock_path_beneath_attr`.
+#[repr(C, packed)]
+struct PathBeneath {
+    access: u64,
+    parent: RawFd,
+}
+
+/// What this kernel enforces, of what is known here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Support {
+    abi: u32,
+    access_fs: u64,
+    scoped: u64,
+}
+
+impl Support {
+    /// Of an ABI of at least [`ABI_MIN`].
+    const fn of(abi: u32) -> Self {
+        let truncate = if abi >= 3 { TRUNCATE } else { 0 };
+        let ioctl = if abi >= 5 { IOCTL_DEV } else { 0 };
+        Self {
+            abi,
+            access_fs: READ | WRITE_FILE | MAKE | REFER | truncate | ioctl,
+            scoped: if abi >= 6 { SCOPE_ABSTRACT_UNIX_SOCKET | SCOPE_SIGNAL } else { 0 },
+        }
+    }
+
+    /// For the host, which reports it.
+    pub(crate) fn told(self) -> protocol::Landlock {
+        protocol::Landlock {
+            abi: self.abi,
+            abstract_unix_sockets: self.scoped & SCOPE_ABSTRACT_UNIX_SOCKET != 0,
+            signals: self.scoped & SCOPE_SIGNAL != 0,
+        }
+    }
+}
+
+/// Asks the kernel, by each of the three calls and not by its version: a container's filter may refuse any of them. The
+/// second and the third name no ruleset, and are told so where they can be used at all. Needs no new privileges to be set.
+pub(crate) fn probe() -> Result<Support, Fault<'static>> {
+    let step = Step::MakeRuleset;
+    // SAFETY: with this flag the pointer is null and the size 0.
+    let abi = unsafe { nestbox_sys::syscall!(libc::SYS_landlock_create_ruleset, 0, 0, VERSION) }.at(
+        step,
+        "landlock_create_ruleset",
+        b"version",
+    )? as u32;
+    if abi < ABI_MIN {
+        let fault = Fault::new(step, Errno::EOPNOTSUPP, "landlock_create_ruleset", b"version");
+        return Err(fault.detail("the kernel has the first ABI, under which no file can be moved"));
+    }
+    let rule = PathBeneath { access: READ_FILE, parent: NONE };
+    // SAFETY: a struct of ours.
+    let added = unsafe {
+        nestbox_sys::syscall!(libc::SYS_landlock_add_rule, NONE, RULE_PATH_BENEATH, &raw const rule, 0)
+    };
+    // SAFETY: numbers only.
+    let restricted = unsafe { nestbox_sys::syscall!(libc::SYS_landlock_restrict_self, NONE, 0) };
+    for (answer, call) in [(added, "landlock_add_rule"), (restricted, "landlock_restrict_self")] {
+        match answer {
+            Err(Errno::EBADF) => {}
+            answer => return Err(Fault::new(step, answer.err().unwrap_or(Errno::EPROTO), call, b"probe")),
+        }
+    }
+    Ok(Support::of(abi))
+}
+
+/// Whether this answer of [`probe`] means that there is no Landlock here: it is not built in, is switched off, or is refused to
+/// this host. Any other says nothing about the kernel.
+pub(crate) fn is_absent(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOSYS | Errno::EOPNOTSUPP | Errno::EPERM | Errno::EACCES)
+}
+
+/// A ruleset as the launch child has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ruleset {
+    fd: RawFd,
+    support: Support,
+}
+
+/// What each nest of a policy gets.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    pub(crate) support: Support,
+    /// Places of the tree, and what may be done below them. What is granted adds up on the way to a file, so one rule for
+    /// the root lets everything be read.
+    places: Vec<(CString, u64)>,
+}
+
+impl Rules {
+    /// The rules for a plan.
+    pub(crate) fn new(plan: &Plan, support: Support) -> Result<Self, Fault<'_>> {
+        let owned = |path: &[u8]| c_path(path).at(Step::MakeRuleset, "openat2", b"a path of the policy");
+        let dev_is_ours = dev_is_ours(&plan.template_mounts);
+        let mut places = vec![(owned(b"/")?, if plan.root_writable { ALL } else { READ })];
+        if dev_is_ours {
+            places.push((owned(b"/dev")?, ALL));
+        }
+        for step in plan.template_mounts.iter().chain(&plan.nest_mounts) {
+            let granted = match &step.kind {
+                _ if dev_is_ours && step.path.starts_with(b"/dev/") => 0,
+                Some(mount::Kind::Bind(bind)) if bind.device => DEVICE,
+                // One of a nest comes with each launch.
+                Some(mount::Kind::Bind(bind)) if bind.writable && is_of(&plan.template_mounts, step) => {
+                    if bind.directory {
+                        ALL
+                    } else {
+                        FILE
+                    }
+                }
+                Some(mount::Kind::Tmpfs(_)) => ALL,
+                Some(mount::Kind::Proc(_)) => READ_FILE | WRITE_FILE | TRUNCATE,
+                Some(mount::Kind::Devpts(_)) => DEVICE,
+                _ => 0,
+            };
+            if granted != 0 {
+                places.push((owned(&step.path)?, granted));
+            }
+        }
+        Ok(Self { support, places })
+    }
+
+    /// Makes the ruleset. Before init's other fds, so that its number lies below those that init keeps.
+    pub(crate) fn create(&self) -> Result<Ruleset, Fault<'static>> {
+        let Support { access_fs, scoped, .. } = self.support;
+        let attributes = Attributes { access_fs, access_net: 0, scoped };
+        // Older kernels know fewer of the fields; those that are left out are 0.
+        let known = if scoped == 0 { size_of::<u64>() } else { size_of::<Attributes>() };
+        // SAFETY: a struct of ours, as long as said.
+        let fd = unsafe {
+            nestbox_sys::syscall!(libc::SYS_landlock_create_ruleset, &raw const attributes, known, 0)
+        }
+        .at(Step::MakeRuleset, "landlock_create_ruleset", b"")? as RawFd;
+        Ok(Ruleset { fd, support: self.support })
+    }
+
+    /// Adds the rules, in a nest whose mounts are there.
+    pub(crate) fn fill(&self, ruleset: Ruleset) -> Result<(), Fault<'_>> {
+        let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+        for (path, access) in &self.places {
+            let at = below_root(path);
+            let place = open_at(libc::AT_FDCWD, at, libc::O_PATH, 0, resolve).at(
+                Step::MakeRuleset,
+                "openat2",
+                path.to_bytes(),
+            )?;
+            ruleset.add(place.as_raw_fd(), *access, 0).at(
+                Step::MakeRuleset,
+                "landlock_add_rule",
+                path.to_bytes(),
+            )?;
+        }
+        // POSIX message queues have a file system of their own in each ipc namespace, mounted nowhere.
+        match detached(c"mqueue", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC) {
+            // Left to be closed when the program runs: the kernel waits for its readers when a mount goes.
+            Ok(queues) => ruleset.add(queues.into_raw_fd(), ALL, 0).at(
+                Step::MakeRuleset,
+                "landlock_add_rule",
+                b"mqueue",
+            )?,
+            // A container's filter refuses the call. The program then has no queues, which is no weaker a sandbox.
+            Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => {}
+            Err(errno) => return Err(Fault::new(Step::MakeRuleset, errno, "fsmount", b"mqueue")),
+        }
+        // The null device that standard streams are unless mapped: another mount's than the nest's.
+        ruleset.add(0, DEVICE, 0).at(Step::MakeRuleset, "landlock_add_rule", b"null device")
+    }
+}
+
+/// Whether `/dev` is a directory of our own with nothing below it but what may be written to: then one rule does for all
+/// that is mounted there, afresh or not.
+fn dev_is_ours(mounts: &[Mount]) -> bool {
+    let directory = |step: &Mount| matches!(step.kind, Some(mount::Kind::Directory(_)));
+    mounts.iter().any(|step| step.path == b"/dev" && directory(step))
+        && mounts.iter().filter(|step| step.path.starts_with(b"/dev/")).all(|step| match &step.kind {
+            Some(mount::Kind::Bind(bind)) => bind.device || bind.writable,
+            _ => true,
+        })
+}
+
+fn is_of(mounts: &[Mount], step: &Mount) -> bool {
+    mounts.iter().any(|other| std::ptr::eq(other, step))
+}
+
+impl Ruleset {
+    /// Adds a rule. A file of a file system that nobody can name paths of (a pipe, a memfd) needs none.
+    fn add(self, place: RawFd, access: u64, cookie: u64) -> Result<(), Errno> {
+        let rule = PathBeneath { access: access & self.support.access_fs, parent: place };
+        // SAFETY: a struct of ours.
+        let added = unsafe {
+            nestbox_sys::syscall!(
+                libc::SYS_landlock_add_rule,
+                self.fd,
+                RULE_PATH_BENEATH,
+                &raw const rule,
+                0,
+                0,
+                cookie
+            )
+        };
+        match added {
+            Ok(_) | Err(Errno::EBADFD) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// Lets a launch's writable binds be written to. Reading them is the root's rule.
+    pub(crate) fn add_binds<'a>(self, launch: &'a Prepared<'_>) -> Result<(), Fault<'a>> {
+        for bind in launch.binds.iter().filter(|bind| bind.writable) {
+            let access = if bind.directory { ALL } else { FILE };
+            self.add(bind.mount, access, 0).at(
+                Step::MakeRuleset,
+                "landlock_add_rule",
+                bind.path.to_bytes(),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// Restricts the launch child, which then opens nothing but by the rules: those of the nest and, of the files that are
+/// passed to the program, opening them again as what they were passed. If it was parked its filter is on, and both calls
+/// carry the cookie.
+pub(crate) fn enforce(ruleset: Ruleset, launch: &Prepared<'_>, cookie: u64) -> Result<(), Fault<'static>> {
+    for &(fd, grant) in &launch.grants {
+        let access = match grant {
+            FdGrant::None => continue,
+            FdGrant::Read => READ_FILE | EXECUTE | IOCTL_DEV,
+            FdGrant::Write => WRITE_FILE | TRUNCATE | IOCTL_DEV,
+            FdGrant::ReadWrite => FILE,
+            FdGrant::Directory => ALL,
+        };
+        ruleset.add(fd, access, cookie).at(Step::EnforceRuleset, "landlock_add_rule", b"a passed fd")?;
+    }
+    // SAFETY: numbers only.
+    unsafe { nestbox_sys::syscall!(libc::SYS_landlock_restrict_self, ruleset.fd, 0, 0, 0, 0, cookie) }
+        .at(Step::EnforceRuleset, "landlock_restrict_self", b"")
+        .map(drop)
+}
