@@ -162,7 +162,11 @@ fn start<'a>(
     }
     marks.add(Step::SetHostname);
     if let (Some(rules), Some(ruleset)) = (nest.rules, ruleset) {
-        rules.fill(ruleset)?;
+        let queues = rules.fill(ruleset)?;
+        if nest.park.is_none() {
+            // A launch waits: it is closed with the other fds, beside the program.
+            std::mem::forget(queues);
+        }
         ruleset.add_binds(nest.launch)?;
         marks.add(Step::MakeRuleset);
     }

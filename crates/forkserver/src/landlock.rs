@@ -8,7 +8,7 @@
 //! allocates after the clone.
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nestbox_protocol::{self as protocol, FdGrant, Mount, Plan, Step, mount};
 use nestbox_sys::Errno;
@@ -195,8 +195,9 @@ impl Rules {
         Ok(Ruleset { fd, support: self.support })
     }
 
-    /// Adds the rules, in a nest whose mounts are there.
-    pub(crate) fn fill(&self, ruleset: Ruleset) -> Result<(), Fault<'_>> {
+    /// Adds the rules, in a nest whose mounts are there. What is left is a mount that the rules need no longer: to close it
+    /// takes 50 to 100 µs, for which the kernel waits for its readers.
+    pub(crate) fn fill(&self, ruleset: Ruleset) -> Result<Option<OwnedFd>, Fault<'_>> {
         let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
         for (path, access) in &self.places {
             let at = below_root(path);
@@ -212,19 +213,18 @@ impl Rules {
             )?;
         }
         // POSIX message queues have a file system of their own in each ipc namespace, mounted nowhere.
-        match detached(c"mqueue", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC) {
-            // Left to be closed when the program runs: the kernel waits for its readers when a mount goes.
-            Ok(queues) => ruleset.add(queues.into_raw_fd(), ALL, 0).at(
-                Step::MakeRuleset,
-                "landlock_add_rule",
-                b"mqueue",
-            )?,
+        let queues = match detached(c"mqueue", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC) {
+            Ok(queues) => Some(queues),
             // A container's filter refuses the call. The program then has no queues, which is no weaker a sandbox.
-            Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => {}
+            Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => None,
             Err(errno) => return Err(Fault::new(Step::MakeRuleset, errno, "fsmount", b"mqueue")),
+        };
+        if let Some(queues) = &queues {
+            ruleset.add(queues.as_raw_fd(), ALL, 0).at(Step::MakeRuleset, "landlock_add_rule", b"mqueue")?;
         }
         // The null device that standard streams are unless mapped: another mount's than the nest's.
-        ruleset.add(0, DEVICE, 0).at(Step::MakeRuleset, "landlock_add_rule", b"null device")
+        ruleset.add(0, DEVICE, 0).at(Step::MakeRuleset, "landlock_add_rule", b"null device")?;
+        Ok(queues)
     }
 }
 
