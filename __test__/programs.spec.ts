@@ -45,7 +45,7 @@ needsMagick('ImageMagick: draws, converts and looks, with threads of its own', a
   })
   t.like(made, { status: 'exited', exitCode: 0, stderr: '' })
   const { image } = made.outputs
-  t.deepEqual([...image.slice(0, 4)], [0x89, 0x50, 0x4e, 0x47])
+  t.is(Buffer.from(image.subarray(1, 4)).toString(), 'PNG')
   const converted = await sandbox.run(magick ?? '', ['/tmp/made.png', '-flip', '-format', '%m %wx%h', 'info:'], {
     files: { '/tmp/made.png': image },
   })

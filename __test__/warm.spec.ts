@@ -195,14 +195,14 @@ test('who waits for several gets them, whatever other sandboxes of the policy la
   t.teardown(() => server.destroy())
   const busy = await Sandbox.create(policy('host-system'), { server })
   await busy.run('true')
-  let waiting = true
+  const waiting = new AbortController()
   // They share the nests, and each of these launches takes one.
   const launching = (async (): Promise<void> => {
     // oxlint-disable-next-line no-await-in-loop
-    while (waiting) await busy.run('true')
+    while (!waiting.signal.aborted) await busy.run('true')
   })()
   const patient = await Sandbox.create(policy('host-system'), { server, warm: 4 })
-  waiting = false
+  waiting.abort()
   await launching
   t.like(await patient.run('true'), { status: 'exited', exitCode: 0 })
 })
