@@ -46,6 +46,8 @@ impl Client {
             if !more {
                 break;
             }
+            // The sockets of launches that are over stay readable until they are closed, and would be all that is fetched.
+            self.tidy();
         }
         self.dispatching = false;
         events.append(&mut self.events);

@@ -229,6 +229,7 @@ impl Play {
             let mut waited = [PollFd::new(fd, PollFlags::POLLIN)];
             poll(&mut waited, PollTimeout::from(100_u8)).expect("poll");
             self.client.dispatch(&mut self.events);
+            self.client.tidy();
         }
     }
 
