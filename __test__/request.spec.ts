@@ -70,6 +70,7 @@ test('a launch without options', (t) => {
     comms: false,
     reportStart: false,
     crashReport: false,
+    standby: false,
     warm: 0,
     warmIdle: undefined,
   })

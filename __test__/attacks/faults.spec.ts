@@ -332,23 +332,28 @@ x64(
     t.is(none, undefined)
     const told: string[] = []
     let index = 0
-    for (const [name, number] of Object.entries(CALLS)) {
-      // Not every launch makes as many: some is work in the background.
-      for (let skip = 0, misses = 0; misses < 4; skip += 1) {
-        const errnoName = ERRORS[index++ % ERRORS.length] ?? 'EPERM'
-        const what = `${name} ${skip} ${errnoName}`
-        refuse(number, constants.errno[errnoName], skip)
-        const trial = await attemptCold()
-        misses = wasMade() ? 0 : misses + 1
-        if (misses === 0) told.push(`${what}: ${await judged(t, what, trial, whole)}`)
+    const sweep = async (): Promise<void> => {
+      for (const [name, number] of Object.entries(CALLS)) {
+        // Not every launch makes as many: some is work in the background.
+        for (let skip = 0, misses = 0; misses < 4; skip += 1) {
+          const errnoName = ERRORS[index++ % ERRORS.length] ?? 'EPERM'
+          const what = `${name} ${skip} ${errnoName}`
+          refuse(number, constants.errno[errnoName], skip)
+          const trial = await attemptCold()
+          misses = wasMade() ? 0 : misses + 1
+          if (misses === 0) told.push(`${what}: ${await judged(t, what, trial, whole)}`)
+        }
       }
     }
+    const missed = (): string[] => {
+      const failed = new Set(told.map((line) => /: (\S+) /.exec(line)?.[1]))
+      return STEPS.filter((step) => !failed.has(step))
+    }
+    await sweep()
+    // On a machine that is busy the work in the background may hide a step: what was missed gets another chance.
+    if (missed().length > 0) await sweep()
     t.log(told.join('\n'))
-    const failed = new Set(told.map((line) => /: (\S+) /.exec(line)?.[1]))
-    t.deepEqual(
-      STEPS.filter((step) => !failed.has(step)),
-      [],
-    )
+    t.deepEqual(missed(), [])
     await nothingLeft(t)
   },
 )
