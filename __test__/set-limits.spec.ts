@@ -151,7 +151,7 @@ test('cpuTime: can be given to a launch that had none', async (t) => {
 
 test('cpuTime: can be raised, beyond what RLIMIT_CPU was, for all processes', async (t) => {
   const sandbox = await Sandbox.create(base().limits({ cpuTime: 30_000 }))
-  // A limit of 100 ms is RLIMIT_CPU of two seconds, of which each of both processes uses more.
+  // A limit of 900 ms is RLIMIT_CPU of two seconds, of which each of both processes uses more.
   const code = `
 import os, time, sys
 child = os.fork()
@@ -159,7 +159,7 @@ print("up", flush=True)
 sys.stdin.readline() if child else time.sleep(0.5)
 while time.process_time() < 2.3: pass
 if child: sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))`
-  const program = await python(sandbox, code, { limits: { cpuTime: 100 }, stdin: 'pipe' })
+  const program = await python(sandbox, code, { limits: { cpuTime: 900 }, stdin: 'pipe' })
   t.is(await firstLine(program), 'up')
   await program.setLimits({ cpuTime: 20_000 })
   program.stdin.end('go\n')

@@ -7,7 +7,7 @@ import type { Duplex } from 'node:stream'
 
 import { ExecError, ForkServer, policy, type PolicyBuilder, RequestError, Sandbox, SpawnError } from '../index.ts'
 import { exists, isRoot, scratch, until } from './helpers.ts'
-import { family } from './invariants/support.ts'
+import { family, survivors } from './invariants/support.ts'
 
 /** A sandbox with warm nests, on a fork server of its own. */
 const warmed = async (
@@ -269,7 +269,12 @@ test('a template that died takes its warm nests along, and the next launch has a
   const { server, sandbox } = await warmed(t, { warm: 2 })
   const template = family(server.pid).find(({ name }) => name === 'nestbox-templat')
   t.truthy(template)
-  if (template !== undefined) process.kill(template.pid, 'SIGKILL')
+  if (template !== undefined) {
+    process.kill(template.pid, 'SIGKILL')
+    // Without a turn for the event loop: the launch is to find out. What is launched before it has died dies with it.
+    const end = Date.now() + 20_000
+    while (survivors([template]).length > 0 && Date.now() < end);
+  }
   t.is((await sandbox.run('echo', ['fine'])).stdout, 'fine')
   t.true(await until(async () => (await sandbox.run('true')).timings.warm))
 })
