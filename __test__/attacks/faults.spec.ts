@@ -157,7 +157,8 @@ const look = async (
   try {
     return confinement(running.pid)
   } catch (error) {
-    if (/^(?:ENOENT|ESRCH)$/.test(String((error as NodeJS.ErrnoException).code))) return undefined
+    // EINVAL: it has no mount namespace any more.
+    if (/^(?:ENOENT|ESRCH|EINVAL)$/.test(String((error as NodeJS.ErrnoException).code))) return undefined
     throw error
   } finally {
     running.kill()
