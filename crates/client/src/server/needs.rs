@@ -301,12 +301,15 @@ impl Client {
     pub(super) fn tend_networks(&mut self) {
         let requests = self.networks.next_requests();
         let Keeper::Running(channel) = &mut self.networks.keeper else { return };
-        for (request, fds) in requests {
-            if let Err(error) = channel.send(&request, fds, 0, &self.reactor) {
+        for request in requests {
+            if let Err(error) = channel.send(&request, Vec::new(), 0, &self.reactor) {
                 let failure = Failure::message(Code::Spawn, Step::CreateNetworkNamespace, &error);
                 self.lose_keeper(&failure);
                 return;
             }
+        }
+        if let Some(due) = self.networks.trim_due() {
+            self.set_timer(due);
         }
     }
 

@@ -244,7 +244,9 @@ impl Client {
         let refills = self.refill(now);
         let outputs = self.unwatched.front().map(|&(due, _)| due);
         let nests = self.templates.iter().filter_map(|template| template.nests.next_expiry()).min();
-        if let Some(due) = outputs.into_iter().chain(nests).chain(refills).min() {
+        let networks = self.networks.trim(now);
+        self.tend_networks();
+        if let Some(due) = outputs.into_iter().chain(nests).chain(refills).chain(networks).min() {
             self.set_timer(due);
         }
     }

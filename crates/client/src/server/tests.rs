@@ -121,13 +121,13 @@ impl Script {
             }
             match request.kind {
                 Some(network_request::Kind::Create(create)) => {
-                    say(socket, &NetworkReply { id: create.id, clean: true, failure: None }, &[file()]);
+                    say(socket, &NetworkReply { id: create.id, ..NetworkReply::default() }, &[file()]);
                 }
                 Some(network_request::Kind::Check(check)) => {
-                    self.checks.fetch_add(1, Ordering::SeqCst);
-                    say(socket, &NetworkReply { id: check.id, clean: true, failure: None }, &[]);
+                    self.checks.fetch_add(check.ids.len(), Ordering::SeqCst);
+                    say(socket, &NetworkReply { clean: check.ids, ..NetworkReply::default() }, &[]);
                 }
-                None => {}
+                Some(network_request::Kind::Forget(_)) | None => {}
             }
         }
     }
