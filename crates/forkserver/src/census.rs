@@ -1,8 +1,9 @@
 //! Who is in a nest, and what they have used of the processors.
 //!
 //! Everything here is read from proc, by numbers that the kernel gives: a process that is gone by then is skipped. Promises:
-//! it asks the kernel for no memory, since init's own filter refuses that. Called by [`crate::init`] for the CPU time of the
-//! nest, and by [`crate::limits`] for those whose limits change.
+//! it asks the kernel for no memory, since init's own filter refuses that. What needs a large buffer is not inlined: a frame
+//! is touched page by page when it is entered, and the callers are on the path of every launch, where a page costs 3 µs.
+//! Called by [`crate::init`] for the CPU time of the nest, and by [`crate::limits`] for those whose limits change.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -154,6 +155,7 @@ pub(crate) fn open_own(own: bool) -> Result<OwnedFd, Errno> {
 }
 
 /// Everybody who descends from this process, by the lists of children that each thread has.
+#[inline(never)]
 fn descendants(proc: BorrowedFd<'_>, mut visit: impl FnMut(Member<'_>)) -> Result<(), Errno> {
     let level = own_level(proc)?;
     let mut found = [0_i32; MEMBERS_MAX];
@@ -201,6 +203,7 @@ fn namespace_pids<T>(
 }
 
 /// The line `NSpid` of a `status`.
+#[inline(never)]
 fn pids_in<T>(file: &OwnedFd, take: impl FnOnce(&mut dyn Iterator<Item = i32>) -> Option<T>) -> Option<T> {
     const NAME: &[u8] = b"NSpid:";
     let mut text = [0_u8; 4096];
@@ -210,6 +213,7 @@ fn pids_in<T>(file: &OwnedFd, take: impl FnOnce(&mut dyn Iterator<Item = i32>) -
 }
 
 /// Calls `visit` for each entry of a directory of proc that is a number.
+#[inline(never)]
 fn numbers(directory: BorrowedFd<'_>, mut visit: impl FnMut(i32)) -> Result<(), Errno> {
     // A directory that was read has to be opened anew.
     let directory = open_at(directory.as_raw_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0, 0)?;
@@ -242,6 +246,7 @@ fn numbers(directory: BorrowedFd<'_>, mut visit: impl FnMut(i32)) -> Result<(), 
 }
 
 /// Calls `visit` for each number of a list of children, however long.
+#[inline(never)]
 fn listed(list: &OwnedFd, mut visit: impl FnMut(i32)) {
     let mut buffer = [0_u8; 1024];
     let mut number = 0_i32;

@@ -10,7 +10,7 @@
 //! - the network keeper ([`network`]), which makes network namespaces and tells whether one is as new;
 //! - one template per policy ([`template`], built by [`tree`]), which forks a nest per launch;
 //! - one init per nest ([`init`]), which prepares it ([`nest`]), starts the sandboxee ([`child`];
-//!   of a warm nest ahead of its launch: [`parked`]), reaps and reports;
+//!   of a warm nest ahead of its launch: [`parked`]), watches over it ([`watch`]), reaps ([`reap`]) and reports;
 //! - one supervisor per launch that no template serves ([`request`]).
 //!
 //! Started with the argument `doctor`, it serves nothing: it tries what launches need, and tells ([`doctor`]).
@@ -18,6 +18,7 @@
 //! `docs/architecture.md` has the picture and the sequence of a launch.
 
 mod allowance;
+mod arena;
 mod arguments;
 mod boot;
 mod capabilities;
@@ -43,6 +44,7 @@ mod outputs;
 mod parked;
 mod privileged;
 mod quota;
+mod reap;
 mod remains;
 mod report;
 mod request;
@@ -50,6 +52,7 @@ mod server;
 mod source;
 mod template;
 mod tree;
+mod watch;
 
 /// Ends this process at once: no destructors, no flushing, whatever state the launch path is in.
 fn exit(status: i32) -> ! {

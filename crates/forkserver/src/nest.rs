@@ -440,6 +440,9 @@ fn attach_bind(bind: &crate::launch::LaunchBind) -> Result<(), Fault<'_>> {
 
 /// Writes a launch's private file, making the directories above it. Nothing of the user runs yet, and the client has
 /// seen to it that the path lies below a tmpfs of this nest; symlinks are refused all the same.
+///
+/// Not inlined: [`add`] is on the path of every launch, and few have files.
+#[inline(never)]
 fn write_private_file<'a>(file: &'a LaunchFile<'_>, launch: &Prepared<'_>) -> Result<(), Fault<'a>> {
     let step = Step::WriteLaunchFile;
     let mut path = [0; libc::PATH_MAX as usize];

@@ -37,6 +37,7 @@ impl Outputs {
     }
 
     /// Opens each, as the sandboxee could have: with its file-system ids, following no symlink, waiting for no FIFO.
+    #[inline(never)]
     pub(crate) fn open(&mut self, launch: &Prepared<'_>, crash: Option<Tracer>) {
         if launch.ids.privileged {
             // SAFETY: numbers only. They answer the previous id; a failure shows as EACCES on the open.

@@ -81,6 +81,9 @@ fn rehearse(parking: Parking, ids: Ids) {
 }
 
 /// Waits for the launch, which begins its own account of time.
+///
+/// Not inlined: the child of a launch that was not parked would touch the pages of the buffer too.
+#[inline(never)]
 pub(crate) fn wait(
     parking: Parking,
     ids: Ids,

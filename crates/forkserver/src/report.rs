@@ -270,7 +270,8 @@ pub(crate) struct Ending<'a> {
 pub(crate) fn ended(socket: BorrowedFd<'_>, ending: &Ending<'_>) {
     let micros = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
     let marks = ending.marks;
-    let mut body = Encoder::<4096>::new();
+    // Fifteen numbers of up to eleven bytes, the marks of up to ten each, and two for each output's errno.
+    let mut body = Encoder::<{ 15 * 11 + 10 + MARKS_MAX * 11 + OUTPUTS_MAX * 2 + 10 }>::new();
     body.signed(1, if ending.signaled { 2 } else { 1 });
     body.signed(2, ending.status);
     body.signed(3, ending.limit as i32);

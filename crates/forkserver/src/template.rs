@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 use nestbox_protocol::{Launch, Plan, Ready, Step, TemplateReady, TemplateRequest, frame, ready};
 use nestbox_sys::{Errno, packet, process, socket};
 
+use crate::arena;
 use crate::boot::CONTROL_FD;
 use crate::fault::{At, Fault};
 use crate::init::Nest;
@@ -183,6 +184,7 @@ impl Template<'_> {
     fn serve(&self, socket: BorrowedFd<'_>) -> ! {
         let mut buffer = vec![0; frame::PACKET_MAX];
         let mut fds = Vec::with_capacity(8);
+        arena::open();
         loop {
             fds.clear();
             let bytes = match packet::receive(socket, &mut buffer, &mut fds, 0) {
@@ -204,6 +206,9 @@ impl Template<'_> {
     }
 
     /// One launch: all that allocates, then one clone3.
+    ///
+    /// Not inlined, and so not on the stack while the request is received and decoded: fewer pages are copied.
+    #[inline(never)]
     fn launch(&self, request: &Launch, fds: &[OwnedFd], mut marks: Marks) {
         if fds.is_empty() {
             return;
