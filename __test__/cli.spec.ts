@@ -136,6 +136,20 @@ test('ids, hostname and network', async (t) => {
   t.is(stdout, '5\n6\nbox\n1\n')
 })
 
+test('core scheduling is enforced, or the program does not run', async (t) => {
+  const asked = await run('--core-scheduling', '--print-policy')
+  t.deepEqual(JSON.parse(asked.stdout), JSON.parse(JSON.stringify(policy('host-system').coreScheduling())))
+  const ended = await run('--core-scheduling', '--json', 'echo', 'it runs')
+  const told = JSON.parse(ended.stdout) as { error?: object }
+  if (ended.code === 0) {
+    t.like(told, { stdout: 'it runs', isolation: { coreScheduling: true } })
+  } else {
+    // On a machine without SMT, or a kernel without core scheduling.
+    t.is(ended.code, EXIT.internal)
+    t.like(told, { error: { step: 'schedule-cores', syscall: 'prctl' } })
+  }
+})
+
 test('the result as JSON, with the output in it', async (t) => {
   const ended = await run('--json', 'sh', '-c', 'echo out; echo err >&2; exit 3')
   t.is(ended.code, 3)

@@ -92,6 +92,7 @@ ${list([
   ['--syscalls NAME', "'default', 'strict' (computation on open files only) or 'unfiltered'"],
   ['--user UID[:GID]', 'the ids that it sees as its own; default 1000'],
   ['--hostname NAME', "default 'nestbox'"],
+  ['--core-scheduling', "keep everybody else's threads off its core while it runs; fails where that can't be had"],
   ['--require NAME', 'fail without this protection'],
   ['--learn FILE', 'run it with every call allowed, and write the policy that allows just what it did'],
 ])}

@@ -49,6 +49,7 @@ export const OPTIONS = {
   network: { type: 'string' },
   'unix-sockets': { type: 'string' },
   syscalls: { type: 'string' },
+  'core-scheduling': { type: 'boolean' },
   require: { type: 'string', multiple: true },
   ...Object.fromEntries(LIMIT_OPTIONS.map(({ option }) => [option, { type: 'string' as const }])),
   // This launch.
@@ -194,6 +195,7 @@ const policyOf = (values: Values): { [key: string]: unknown } => {
     network: textOf(values, 'network'),
     unixSockets: textOf(values, 'unix-sockets'),
     syscalls: textOf(values, 'syscalls'),
+    coreScheduling: values['core-scheduling'],
   }
   const required = listOf(values, 'require')
   const mounts: unknown = written['mounts'] ?? []
