@@ -12,21 +12,26 @@ const TABLE = path.join(root, '__test__', 'attacks', 'README.md')
 const RESULT =
   /^\s*(?<mark>[✔✘-]) (?:\[(?:fail|skip)\]: )?(?<title>.+?)(?: \([\d.]+m?s\))?(?: Rejected promise.*| Error thrown.*)?$/
 
-/** A title in a row, as what it is printed as: `${filter}` is whatever the test puts there. */
-const pattern = (title) => {
-  const parts = title.split(/\$\{[^}]*\}/).map((part) => part.replaceAll(/[$()*+.?[\\\]^{|}]/g, String.raw`\$&`))
-  return new RegExp(`(?:^|› |: )${parts.join('.+')}$`)
-}
-
-const rows = () =>
+/**
+ * The rows of the table. `table.spec.ts` checks them, by this same reading of them.
+ *
+ * @returns for each row its id, the attack in words, and its tests: a file below `__test__`, and a title as it is written there
+ */
+export const attackRows = () =>
   readFileSync(TABLE, 'utf8')
     .split('\n')
     .filter((line) => /^\| [A-Z]\d+ \|/.test(line))
     .map((line) => {
       const [, id, attack, tests] = line.split(/(?<!\\)\|/).map((cell) => cell.trim())
-      const titles = [...tests.matchAll(/` › (.+?)(?:<br>|$)/g)].map(([, title]) => pattern(title))
-      return { id, attack, titles }
+      const named = tests.split('<br>').map((one) => /^`(.+?)` › (.+)$/.exec(one.trim()))
+      return { id, attack, tests: named.map((found) => ({ file: found?.[1] ?? '', title: found?.[2] ?? '' })) }
     })
+
+/** A title in a row, as what it is printed as: `${filter}` is whatever the test puts there. */
+const pattern = (title) => {
+  const parts = title.split(/\$\{[^}]*\}/).map((part) => part.replaceAll(/[$()*+.?[\\\]^{|}]/g, String.raw`\$&`))
+  return new RegExp(`(?:^|› |: )${parts.join('.+')}$`)
+}
 
 /**
  * What became of each attack in the output of a whole run of ava.
@@ -41,7 +46,8 @@ export const attackTable = (text) => {
       ? []
       : [{ title: found.groups.title, passed: found.groups.mark === '✔', skipped: found.groups.mark === '-' }]
   })
-  const judged = rows().map(({ id, attack, titles }) => {
+  const judged = attackRows().map(({ id, attack, tests }) => {
+    const titles = tests.map(({ title }) => pattern(title))
     const ran = titles.map((title) => results.filter((result) => title.test(result.title) && !result.skipped))
     const tried = ran.some((found) => found.length > 0)
     const held = ran.every((found) => found.length > 0 && found.every(({ passed }) => passed))

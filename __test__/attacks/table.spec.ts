@@ -6,21 +6,18 @@ import path from 'node:path'
 
 import test from 'ava'
 
+// @ts-expect-error a script without types
+import { attackRows, attackTable } from '../../scripts/attacks.mjs'
+
 const here = import.meta.dirname
 
 interface Row {
   readonly id: string
+  readonly attack: string
   readonly tests: readonly { readonly file: string; readonly title: string }[]
 }
 
-const rows: readonly Row[] = readFileSync(path.join(here, 'README.md'), 'utf8')
-  .split('\n')
-  .filter((line) => /^\| [A-Z]\d+ \|/.test(line))
-  .map((line) => {
-    const [, id = '', , tests = ''] = line.split(/(?<!\\)\|/).map((cell) => cell.trim())
-    const named = tests.split('<br>').map((one) => /^`(.+?)` › (.+)$/.exec(one.trim()))
-    return { id, tests: named.map((found) => ({ file: found?.[1] ?? '', title: found?.[2] ?? '' })) }
-  })
+const rows = (attackRows as () => readonly Row[])()
 
 /** A test file, without what quotes need inside. */
 const source = (file: string): string =>
@@ -50,4 +47,17 @@ test('every test of this directory is in a row', (t) => {
     })
   t.true(titles.length > 40)
   for (const title of titles) t.true(named.has(title), title)
+})
+
+test('what a run printed is told row by row: a row is held if all of its tests passed', (t) => {
+  const print = (mark: string, title: string): string =>
+    `  ${mark} attacks › some › ${title.replaceAll(/\$\{\w+\}/g, 'x')} (1.2s)`
+  const table = attackTable as (text: string) => readonly string[]
+  const titles = [...new Set(rows.flatMap(({ tests }) => tests.map(({ title }) => title)))]
+  const held = table(titles.map((title) => print('✔', title)).join('\n'))
+  t.is(held[0], `Attacks tried: ${rows.length} of ${rows.length}. Attacks held: ${rows.length}.`)
+  const [broken = ''] = rows[0]?.tests.map(({ title }) => title) ?? []
+  const failed = table(titles.map((title) => print(title === broken ? '✘ [fail]:' : '✔', title)).join('\n'))
+  t.regex(failed[1] ?? '', new RegExp(`^ {2}${rows[0]?.id} +NOT HELD `))
+  t.regex(table('')[1] ?? '', /not tried/)
 })
