@@ -110,16 +110,15 @@ fn start<'a>(
     let ruleset = nest.rules.map(Rules::create).transpose()?;
     let signals = reap::watch_signals(nest.pid_namespace)?;
     marks.add(Step::PrepareInit);
+    if let (Some(rules), Some(ruleset)) = (nest.rules, ruleset) {
+        rules.allow_queues(ruleset, nest.mounts.and_then(NestMounts::proc))?;
+    }
     if nest.sandboxed {
         nest::set_up(nest.mounts, nest.launch, nest.hostname, marks)?;
     }
     marks.add(Step::SetHostname);
     if let (Some(rules), Some(ruleset)) = (nest.rules, ruleset) {
-        let queues = rules.fill(ruleset)?;
-        if nest.park.is_none() {
-            // A launch waits: it is closed with the other fds, beside the program.
-            std::mem::forget(queues);
-        }
+        rules.fill(ruleset)?;
         ruleset.add_binds(nest.launch)?;
         marks.add(Step::MakeRuleset);
     }
@@ -287,7 +286,7 @@ fn take_proc(nest: &Nest<'_>, launch: &Prepared<'_>, spare: RawFd) -> Result<(Ce
         return Ok((Census::of_children(), spare - 1));
     }
     let wanted = launch.cpu_us.is_some() || nest.listens || launch.crash_report;
-    if !wanted && nest.mounts.is_some_and(NestMounts::has_proc) {
+    if !wanted && nest.mounts.is_some_and(|mounts| mounts.proc().is_some()) {
         forget()?;
         return Ok((Census::of_nest(), spare - 1));
     }

@@ -3,18 +3,18 @@
 //! The mount tree is what keeps a sandboxee in. These rules stand behind it and go by the file, not by the path: a file
 //! that is not below the policy's tree can't be opened, even where a descriptor leads to it, and one that was passed can't
 //! be opened again for more than it was passed for, as `/proc/self/fd/0` else allows. [`probe`] and [`Rules::new`] run once
-//! per template, [`Rules::create`] and [`Rules::fill`] once per nest in init (its file systems are new, and a rule is about
+//! per template, [`Rules::create`], [`Rules::allow_queues`] and [`Rules::fill`] once per nest in init (its file systems are new, and a rule is about
 //! an inode), and [`enforce`] in the launch child. Promises: what [`probe`] found is enforced, or the launch fails; nothing
 //! allocates after the clone.
 
-use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, RawFd};
 
-use nestbox_protocol::{self as protocol, FdGrant, Mount, Plan, Step, mount};
+use nestbox_protocol::{self as protocol, FdGrant, Mount, Plan, Step, mount as plan_mount};
 use nestbox_sys::Errno;
 use nestbox_sys::mount::{
     ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS,
-    open_at,
+    mount, open_at,
 };
 
 use crate::fault::{At, Fault};
@@ -160,18 +160,18 @@ impl Rules {
         for step in plan.template_mounts.iter().chain(&plan.nest_mounts) {
             let granted = match &step.kind {
                 _ if dev_is_ours && step.path.starts_with(b"/dev/") => 0,
-                Some(mount::Kind::Bind(bind)) if bind.device => DEVICE,
+                Some(plan_mount::Kind::Bind(bind)) if bind.device => DEVICE,
                 // One of a nest comes with each launch.
-                Some(mount::Kind::Bind(bind)) if bind.writable && is_of(&plan.template_mounts, step) => {
+                Some(plan_mount::Kind::Bind(bind)) if bind.writable && is_of(&plan.template_mounts, step) => {
                     if bind.directory {
                         ALL
                     } else {
                         FILE
                     }
                 }
-                Some(mount::Kind::Tmpfs(_)) => ALL,
-                Some(mount::Kind::Proc(_)) => READ_FILE | WRITE_FILE | TRUNCATE,
-                Some(mount::Kind::Devpts(_)) => DEVICE,
+                Some(plan_mount::Kind::Tmpfs(_)) => ALL,
+                Some(plan_mount::Kind::Proc(_)) => READ_FILE | WRITE_FILE | TRUNCATE,
+                Some(plan_mount::Kind::Devpts(_)) => DEVICE,
                 _ => 0,
             };
             if granted != 0 {
@@ -195,9 +195,31 @@ impl Rules {
         Ok(Ruleset { fd, support: self.support })
     }
 
-    /// Adds the rules, in a nest whose mounts are there. What is left is a mount that the rules need no longer: to close it
-    /// takes 50 to 100 µs, for which the kernel waits for its readers.
-    pub(crate) fn fill(&self, ruleset: Ruleset) -> Result<Option<OwnedFd>, Fault<'_>> {
+    /// Adds the rule for POSIX message queues, which have a file system of their own in each ipc namespace. Comes before the
+    /// nest's mounts, because its root is nowhere to be reached: it is mounted where `proc` will cover it.
+    ///
+    /// A mount that is attached nowhere would do as well, and does where there is no proc. But to close that takes 50 to 100 µs,
+    /// for which the kernel has all processors say that nobody looks at it any more; what a nest's end takes along is free.
+    pub(crate) fn allow_queues(&self, ruleset: Ruleset, proc: Option<&CStr>) -> Result<(), Fault<'_>> {
+        let step = Step::MakeRuleset;
+        let queues = match proc.map_or_else(
+            || detached(c"mqueue", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC),
+            |place| {
+                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+                mount(c"mqueue", place, c"mqueue", flags, c"")?;
+                open_at(libc::AT_FDCWD, place, libc::O_PATH, 0, 0)
+            },
+        ) {
+            Ok(queues) => queues,
+            // A container's filter refuses the call. The program then has no queues, which is no weaker a sandbox.
+            Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => return Ok(()),
+            Err(errno) => return Err(Fault::new(step, errno, "mount", b"mqueue")),
+        };
+        ruleset.add(queues.as_raw_fd(), ALL, 0).at(step, "landlock_add_rule", b"mqueue").map(drop)
+    }
+
+    /// Adds the rules, in a nest whose mounts are there.
+    pub(crate) fn fill(&self, ruleset: Ruleset) -> Result<(), Fault<'_>> {
         let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
         for (path, access) in &self.places {
             let at = below_root(path);
@@ -212,29 +234,18 @@ impl Rules {
                 path.to_bytes(),
             )?;
         }
-        // POSIX message queues have a file system of their own in each ipc namespace, mounted nowhere.
-        let queues = match detached(c"mqueue", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC) {
-            Ok(queues) => Some(queues),
-            // A container's filter refuses the call. The program then has no queues, which is no weaker a sandbox.
-            Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => None,
-            Err(errno) => return Err(Fault::new(Step::MakeRuleset, errno, "fsmount", b"mqueue")),
-        };
-        if let Some(queues) = &queues {
-            ruleset.add(queues.as_raw_fd(), ALL, 0).at(Step::MakeRuleset, "landlock_add_rule", b"mqueue")?;
-        }
         // The null device that standard streams are unless mapped: another mount's than the nest's.
-        ruleset.add(0, DEVICE, 0).at(Step::MakeRuleset, "landlock_add_rule", b"null device")?;
-        Ok(queues)
+        ruleset.add(0, DEVICE, 0).at(Step::MakeRuleset, "landlock_add_rule", b"null device").map(drop)
     }
 }
 
 /// Whether `/dev` is a directory of our own with nothing below it but what may be written to: then one rule does for all
 /// that is mounted there, afresh or not.
 fn dev_is_ours(mounts: &[Mount]) -> bool {
-    let directory = |step: &Mount| matches!(step.kind, Some(mount::Kind::Directory(_)));
+    let directory = |step: &Mount| matches!(step.kind, Some(plan_mount::Kind::Directory(_)));
     mounts.iter().any(|step| step.path == b"/dev" && directory(step))
         && mounts.iter().filter(|step| step.path.starts_with(b"/dev/")).all(|step| match &step.kind {
-            Some(mount::Kind::Bind(bind)) => bind.device || bind.writable,
+            Some(plan_mount::Kind::Bind(bind)) => bind.device || bind.writable,
             _ => true,
         })
 }

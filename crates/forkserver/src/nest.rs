@@ -169,9 +169,12 @@ impl NestPlan {
 }
 
 impl NestMounts<'_> {
-    /// Whether the nest has a proc of its own.
-    pub(crate) fn has_proc(&self) -> bool {
-        self.plan.steps.iter().any(|step| matches!(step, NestStep::Proc { .. }))
+    /// Where the nest has a proc of its own, if it has one.
+    pub(crate) fn proc(&self) -> Option<&CStr> {
+        self.plan.steps.iter().find_map(|step| match step {
+            NestStep::Proc { path, .. } => Some(path.as_c_str()),
+            _ => None,
+        })
     }
 
     /// Whether a tmpfs of this nest is full: a fact for the verdict, taken when everything is dead.
