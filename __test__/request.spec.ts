@@ -410,3 +410,52 @@ test('what was found right is remembered, and nothing else', (t) => {
   // An array is not an object with the same properties.
   t.throws(() => makeRequest(context, 'run', 'prog', { 0: 'x', 1: 'y' }, options), { instanceOf: RequestError })
 })
+
+test('a launch like the one before has the same request, and no other has', (t) => {
+  const warmth = { count: 1, idle: 10 as number | undefined }
+  const context = sandboxContext(base.build(), warmth)
+  const options: LaunchOptions = { stdio: 'ignore' }
+  const again = (...[kind, args, own]: ['run' | 'spawn', string[]?, LaunchOptions?]): Request =>
+    makePacked(context, kind, 'prog', args, own ?? options)
+
+  const first = again('run', ['a'])
+  t.is(again('run', ['a']), first, 'equal, though the array is another')
+  t.not(again('run', ['b']), first)
+  t.not(again('spawn', ['b']), again('run', ['b']))
+  t.not(again('run', ['a']), makePacked(sandboxContext(base.build()), 'run', 'prog', ['a'], options))
+
+  const args = ['a']
+  const before = again('run', args)
+  args[0] = 'c'
+  t.is(again('run', args).message.text.split('\0').at(4), 'c')
+  t.deepEqual(before.args, ['a'])
+  options.stdio = 'pipe'
+  t.is(again('run', args).message.stdout, CAPTURE)
+  options.stdio = 'ignore'
+  t.is(again('run', args).message.stdout, IGNORE)
+
+  warmth.count = 3
+  t.is(again('run', args).message.warm, 3)
+  warmth.idle = undefined
+  t.is(again('run', args).message.warmIdle, undefined)
+})
+
+test('what belongs to one launch is not shared', (t) => {
+  const context = sandboxContext(base.build())
+  const { signal } = new AbortController()
+  const cases: LaunchOptions[] = [
+    { signal },
+    { input: 'text' },
+    { limits: { processes: 3 } },
+    { files: { '/tmp/a': 'text' } },
+    { stdout: { file: '/dev/null' } },
+    { binds: { '/in': '/etc' } },
+  ]
+  for (const options of cases) {
+    const [one, other] = [0, 1].map(() => makePacked(context, 'run', 'prog', undefined, options))
+    t.not(one, other, Object.keys(options).join())
+  }
+  const options: LaunchOptions = { env: {} }
+  const [one, other] = [0, 1].map(() => makePacked(unsandboxedContext, 'run', 'prog', undefined, options))
+  t.not(one, other, 'its working directory is that of the host, which may change')
+})

@@ -56,29 +56,35 @@ const violations = channel('nestbox:violation')
 const exits = channel('nestbox:exit')
 
 let lastId = 0
-const known = new WeakMap<LaunchRequest, LaunchEvent>()
+
+/** One launch. What it was asked for may be another's as well. */
+interface Launched {
+  readonly request: LaunchRequest
+}
+
+const known = new WeakMap<Launched, LaunchEvent>()
 
 /** The event of a launch, the same one each time. */
-const eventOf = (request: LaunchRequest): LaunchEvent => {
-  const made = known.get(request)
+const eventOf = (launched: Launched): LaunchEvent => {
+  const made = known.get(launched)
   if (made !== undefined) return made
   lastId += 1
-  const { kind, context, file, args } = request
+  const { kind, context, file, args } = launched.request
   const event: LaunchEvent = Object.freeze({ id: lastId, method: kind, isolated: context.isolated, file, args })
-  known.set(request, event)
+  known.set(launched, event)
   return event
 }
 
 /** A launch was asked for. Called before anything is done about it. */
-export const launchEvent = (request: LaunchRequest): void => {
-  if (launches.hasSubscribers) launches.publish(eventOf(request))
+export const launchEvent = (launched: Launched): void => {
+  if (launches.hasSubscribers) launches.publish(eventOf(launched))
 }
 
 /** A launch is over. Called once for every one that {@link launchEvent} was called for, before its promises settle. */
-export const exitEvent = (request: LaunchRequest, result: AnyResult | undefined, error: Error | undefined): void => {
+export const exitEvent = (launched: Launched, result: AnyResult | undefined, error: Error | undefined): void => {
   if (!exits.hasSubscribers) return
   const event: ExitEvent = {
-    launch: eventOf(request),
+    launch: eventOf(launched),
     ...(result === undefined ? undefined : { result }),
     ...(error === undefined ? undefined : { error }),
   }
@@ -86,11 +92,11 @@ export const exitEvent = (request: LaunchRequest, result: AnyResult | undefined,
 }
 
 /** A filter ended a launch. Called before {@link exitEvent}. */
-export const violationEvent = (request: LaunchRequest, pid: number, violation: Violation | undefined): void => {
+export const violationEvent = (launched: Launched, pid: number, violation: Violation | undefined): void => {
   if (!violations.hasSubscribers) return
-  const { file, args } = request
+  const { file, args } = launched.request
   const event: ViolationEvent = {
-    launch: eventOf(request),
+    launch: eventOf(launched),
     file,
     args,
     pid,

@@ -21,8 +21,9 @@ export const makeLauncher = (context: () => LaunchContext, gate: Gate): Launcher
     const request = makeRequest(context(), kind, file, args, options)
     // Not even queued: an aborted signal does not fire again.
     if (request.signal?.aborted === true) throw abortedBefore(request)
-    launchEvent(request)
-    return new Flight(request, gate)
+    const flight = new Flight(request, gate)
+    launchEvent(flight)
+    return flight
   }
 
   // Not async functions: what they await would cost two more promises on the way of every launch.

@@ -17,6 +17,8 @@ const TRACED = [
   'clone,clone3,fork,vfork,execve,execveat,exit_group',
   'pivot_root,chroot,mount,umount2,open_tree,move_mount,mount_setattr,fsopen,fsmount,setns,unshare',
   'brk,mmap,mremap,munmap,mprotect,madvise',
+  // Older versions of strace do not know it.
+  '?landlock_create_ruleset',
 ].join(',')
 
 /** A system call of one process, in order. */

@@ -374,7 +374,7 @@ export class Flight implements Listener {
       limits: this.#limits?.inForce ?? request.limits,
     })
     this.learned = ended.learned
-    if (result.status === 'violation') violationEvent(request, result.pid, result.violation)
+    if (result.status === 'violation') violationEvent(this, result.pid, result.violation)
     // It ran, however short: whoever spawned it gets to know it before its result.
     this.#deliver()
     if (this.#canceled) this.#fail(this.#abortError(result), result)
@@ -419,7 +419,7 @@ export class Flight implements Listener {
       this.stdout?.destroy()
       this.stderr?.destroy()
     }
-    exitEvent(this.request, result, error)
+    exitEvent(this, result, error)
     this.#ledger.over(this, result)
   }
 

@@ -133,7 +133,7 @@ export const makeResult = (request: LaunchRequest, ended: NativeEnded, host: Hos
     isolation: isolation(request, ended, host.limits),
     file: request.file,
     args: request.args,
-    command: command(request),
+    command: request.command,
     pid: ended.pid,
   }
   if (end.status === 'exited') result.exitCode = end.exitCode
@@ -321,17 +321,64 @@ export const resourceUsage = (ended: NativeEnded): ResourceUsage => ({
   involuntaryContextSwitches: ended.involuntarySwitches,
 })
 
-const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSON): Isolation => ({
-  namespaces: ended.namespaces,
-  network: ended.network as Network,
-  syscalls: ended.filter as Isolation['syscalls'],
-  ...(ended.landlockAbi > 0 && { landlock: landlock(ended.landlockAbi, ended.landlockScopes) }),
-  noNewPrivs: ended.noNewPrivs,
-  coreScheduling: request.context.coreScheduling,
-  capabilities: request.context.isolated ? 'none' : 'inherited',
-  limits: limitsInForce(limits),
-  skipped: ended.skipped,
+const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSON): Isolation => {
+  const { context } = request
+  const enforced = limitsInForce(limits)
+  if (
+    shared !== undefined &&
+    shared.context === context &&
+    shared.isolation.limits === enforced &&
+    ended.skipped.length === 0 &&
+    isTheSame(shared.of, ended)
+  ) {
+    return shared.isolation
+  }
+  const made: Isolation = Object.freeze({
+    namespaces: ended.namespaces,
+    network: ended.network as Network,
+    syscalls: ended.filter as Isolation['syscalls'],
+    ...(ended.landlockAbi > 0 && { landlock: landlock(ended.landlockAbi, ended.landlockScopes) }),
+    noNewPrivs: ended.noNewPrivs,
+    coreScheduling: context.coreScheduling,
+    capabilities: context.isolated ? 'none' : 'inherited',
+    limits: enforced,
+    skipped: ended.skipped,
+  })
+  if (ended.skipped.length === 0) shared = { of: enforcedBy(ended), context, isolation: made }
+  return made
+}
+
+type Enforced = Pick<NativeEnded, 'namespaces' | 'network' | 'filter' | 'landlockAbi' | 'landlockScopes' | 'noNewPrivs'>
+
+/** The last one that nothing was left out of: most launches are like the one before, and then so is this. */
+let shared:
+  | { readonly of: Enforced; readonly context: LaunchRequest['context']; readonly isolation: Isolation }
+  | undefined
+
+const enforcedBy = ({
+  namespaces,
+  network,
+  filter,
+  landlockAbi,
+  landlockScopes,
+  noNewPrivs,
+}: NativeEnded): Enforced => ({
+  namespaces,
+  network,
+  filter,
+  landlockAbi,
+  landlockScopes,
+  noNewPrivs,
 })
+
+/** The core has one array for each combination of namespaces. */
+const isTheSame = (one: Enforced, other: Enforced): boolean =>
+  one.namespaces === other.namespaces &&
+  one.network === other.network &&
+  one.filter === other.filter &&
+  one.landlockAbi === other.landlockAbi &&
+  one.landlockScopes === other.landlockScopes &&
+  one.noNewPrivs === other.noNewPrivs
 
 const landlocks = new Map<number, LandlockIsolation>()
 
@@ -361,21 +408,3 @@ const limitsInForce = (limits: LimitsJSON): Isolation['limits'] => {
   inForce.set(limits, made)
   return made
 }
-
-/** The command as one line, for reading. */
-export const command = ({ file, args }: { file: string; args: readonly string[] }): string => {
-  let line = quoted(file)
-  for (const arg of args) line += ` ${quoted(arg)}`
-  return line
-}
-
-/** As in a shell, though never meant for one; control characters escaped, for this goes into logs. */
-const quoted = (word: string): string => {
-  if (/^[\w%+,./:=@-]+$/.test(word)) return word
-  return `'${word.replaceAll("'", String.raw`'\''`).replaceAll(CONTROL, escaped)}'`
-}
-
-// oxlint-disable-next-line no-control-regex
-const CONTROL = /[\u0000-\u001F\u007F-\u009F]/g
-
-const escaped = (character: string): string => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`

@@ -13,8 +13,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use nestbox_protocol::{self as protocol, FdGrant, Mount, Plan, Step, mount as plan_mount};
 use nestbox_sys::Errno;
 use nestbox_sys::mount::{
-    ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS,
-    mount, open_at,
+    ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, mount,
+    open_at,
 };
 
 use crate::fault::{At, Fault};

@@ -21,9 +21,12 @@
     ended: undefined,
   })
 
+  // By their bits: there are few combinations.
+  const combinations = []
+  const namespacesOf = (bits) =>
+    (combinations[bits] ??= Object.freeze(namespaces.filter((_, index) => (bits & (1 << index)) !== 0)))
+
   const ended = (stdout, stderr, outputs, skipped, violation, learned, crash) => {
-    const own = []
-    for (let index = 0; index < namespaces.length; index++) if (numbers[3] & (1 << index)) own.push(namespaces[index])
     const count = numbers[28]
     const markSteps = []
     const markNs = []
@@ -60,7 +63,7 @@
       markNs,
       outputs: outputs ?? [],
       skipped: skipped ?? [],
-      namespaces: own,
+      namespaces: namespacesOf(numbers[3]),
       network: networks[numbers[21]],
       noNewPrivs: numbers[22] !== 0,
       filter: filters[numbers[23]],
