@@ -6,7 +6,7 @@
 
 use nestbox_protocol::{LimitKind, Limits};
 
-use crate::census::{Census, reaped_cpu_us};
+use crate::census::Census;
 use crate::launch::{self, Prepared};
 
 /// How often at least the nest's CPU time is looked at, in nanoseconds.
@@ -95,8 +95,8 @@ impl Allowance {
     }
 
     /// Whether a nest that is dead had used up its CPU time: its last process may have ended between two looks.
-    pub(crate) fn is_spent(&self) -> bool {
-        self.cpu_end().is_some_and(|limit| reaped_cpu_us() >= limit)
+    pub(crate) fn is_spent(&self, used_us: u64) -> bool {
+        self.cpu_end().is_some_and(|limit| used_us >= limit)
     }
 
     /// Whether there is a limit of CPU time.

@@ -123,7 +123,11 @@ impl Member<'_> {
 
 /// CPU time of what init has reaped, in microseconds.
 pub(crate) fn reaped_cpu_us() -> u64 {
-    let usage = usage_of_reaped();
+    cpu_us(&usage_of_reaped())
+}
+
+/// User and system time in microseconds.
+pub(crate) fn cpu_us(usage: &libc::rusage) -> u64 {
     let micros = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
     micros(usage.ru_utime) + micros(usage.ru_stime)
 }

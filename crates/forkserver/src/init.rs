@@ -29,7 +29,7 @@ use crate::parked::Parking;
 use crate::reap;
 use crate::remains;
 use crate::report::{self, Marks};
-use crate::template::PROC_FD;
+use crate::template::{LOADAVG_FD, PROC_FD};
 use crate::watch::{self, Running};
 
 /// Everything about one nest that init needs. All of it was made before the clone.
@@ -48,6 +48,8 @@ pub(crate) struct Nest<'a> {
     /// This process is pid 1: everything it can see is the nest's.
     pub(crate) pid_namespace: bool,
     pub(crate) sandboxed: bool,
+    /// [`crate::template::LOADAVG_FD`] is there.
+    pub(crate) counted: bool,
     pub(crate) speculation: bool,
     pub(crate) core_scheduling: bool,
     /// The nest is to be warm: `launch` says what it is made for, and the one that it runs comes later.
@@ -110,8 +112,8 @@ fn start<'a>(
     let ruleset = nest.rules.map(Rules::create).transpose()?;
     let signals = reap::watch_signals(nest.pid_namespace)?;
     marks.add(Step::PrepareInit);
-    if let (Some(rules), Some(ruleset)) = (nest.rules, ruleset) {
-        rules.allow_queues(ruleset, nest.mounts.and_then(NestMounts::proc))?;
+    if let Some(ruleset) = ruleset {
+        ruleset.add_queues(nest.mounts.and_then(NestMounts::proc))?;
     }
     if nest.sandboxed {
         nest::set_up(nest.mounts, nest.launch, nest.hostname, marks)?;
@@ -258,7 +260,7 @@ fn close_fds(nest: &Nest<'_>, launch: &Prepared<'_>, signals: RawFd) -> Result<C
     let step = Step::GuardInit;
     let spare = signals + 2;
     let (census, last) = take_proc(nest, launch, spare).at(step, "openat2", b"/proc")?;
-    let after_proc = PROC_FD as u32 + 1;
+    let after_proc = if nest.counted { LOADAVG_FD } else { PROC_FD } as u32 + 1;
     let close = |first: RawFd, last: u32| {
         if first as u32 > last { Ok(()) } else { process::close_range(first as u32, last, 0) }
     };

@@ -3,7 +3,7 @@
 //! The mount tree is what keeps a sandboxee in. These rules stand behind it and go by the file, not by the path: a file
 //! that is not below the policy's tree can't be opened, even where a descriptor leads to it, and one that was passed can't
 //! be opened again for more than it was passed for, as `/proc/self/fd/0` else allows. [`probe`] and [`Rules::new`] run once
-//! per template, [`Rules::create`], [`Rules::allow_queues`] and [`Rules::fill`] once per nest in init (its file systems are new, and a rule is about
+//! per template, [`Rules::create`], [`Ruleset::add_queues`] and [`Rules::fill`] once per nest in init (its file systems are new, and a rule is about
 //! an inode), and [`enforce`] in the launch child. Promises: what [`probe`] found is enforced, or the launch fails; nothing
 //! allocates after the clone.
 
@@ -195,29 +195,6 @@ impl Rules {
         Ok(Ruleset { fd, support: self.support })
     }
 
-    /// Adds the rule for POSIX message queues, which have a file system of their own in each ipc namespace. Comes before the
-    /// nest's mounts, because its root is nowhere to be reached: it is mounted where `proc` will cover it.
-    ///
-    /// A mount that is attached nowhere would do as well, and does where there is no proc. But to close that takes 50 to 100 µs,
-    /// for which the kernel has all processors say that nobody looks at it any more; what a nest's end takes along is free.
-    pub(crate) fn allow_queues(&self, ruleset: Ruleset, proc: Option<&CStr>) -> Result<(), Fault<'_>> {
-        let step = Step::MakeRuleset;
-        let queues = match proc.map_or_else(
-            || detached(c"mqueue", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC),
-            |place| {
-                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-                mount(c"mqueue", place, c"mqueue", flags, c"")?;
-                open_at(libc::AT_FDCWD, place, libc::O_PATH, 0, 0)
-            },
-        ) {
-            Ok(queues) => queues,
-            // A container's filter refuses the call. The program then has no queues, which is no weaker a sandbox.
-            Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => return Ok(()),
-            Err(errno) => return Err(Fault::new(step, errno, "mount", b"mqueue")),
-        };
-        ruleset.add(queues.as_raw_fd(), ALL, 0).at(step, "landlock_add_rule", b"mqueue").map(drop)
-    }
-
     /// Adds the rules, in a nest whose mounts are there.
     pub(crate) fn fill(&self, ruleset: Ruleset) -> Result<(), Fault<'_>> {
         let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
@@ -255,6 +232,29 @@ fn is_of(mounts: &[Mount], step: &Mount) -> bool {
 }
 
 impl Ruleset {
+    /// Adds the rule for POSIX message queues, which have a file system of their own in each ipc namespace. Comes before the
+    /// nest's mounts, because its root is nowhere to be reached: it is mounted where `proc` will cover it.
+    ///
+    /// A mount that is attached nowhere would do as well, and does where there is no proc. But to close that takes 50 to 100 µs,
+    /// for which the kernel has all processors say that nobody looks at it any more; what a nest's end takes along is free.
+    pub(crate) fn add_queues(self, proc: Option<&CStr>) -> Result<(), Fault<'static>> {
+        let step = Step::MakeRuleset;
+        let queues = match proc.map_or_else(
+            || detached(c"mqueue", ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC),
+            |place| {
+                let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+                mount(c"mqueue", place, c"mqueue", flags, c"")?;
+                open_at(libc::AT_FDCWD, place, libc::O_PATH, 0, 0)
+            },
+        ) {
+            Ok(queues) => queues,
+            // A container's filter refuses the call. The program then has no queues, which is no weaker a sandbox.
+            Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => return Ok(()),
+            Err(errno) => return Err(Fault::new(step, errno, "mount", b"mqueue")),
+        };
+        self.add(queues.as_raw_fd(), ALL, 0).at(step, "landlock_add_rule", b"mqueue").map(drop)
+    }
+
     /// Adds a rule. A file of a file system that nobody can name paths of (a pipe, a memfd) needs none.
     fn add(self, place: RawFd, access: u64, cookie: u64) -> Result<(), Errno> {
         let rule = PathBeneath { access: access & self.support.access_fs, parent: place };

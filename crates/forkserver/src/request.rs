@@ -88,6 +88,7 @@ fn unsandboxed<'a>(
         pid_namespace: false,
         sandboxed: false,
         speculation: true,
+        counted: false,
         core_scheduling: false,
         park: None,
     };
@@ -247,6 +248,7 @@ fn nest<'a>(
         pid_namespace,
         sandboxed: true,
         speculation: request.allow_speculation,
+        counted: false,
         core_scheduling: false,
         park: None,
     };

@@ -10,6 +10,7 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nestbox_protocol::{Launch, Plan, Ready, Step, TemplateReady, TemplateRequest, frame, ready};
+use nestbox_sys::mount::open_at;
 use nestbox_sys::{Errno, packet, process, socket};
 
 use crate::arena;
@@ -30,8 +31,11 @@ use crate::{guard, init, initial, launch, memory, report};
 /// Where a template and its inits have their proc.
 pub(crate) const PROC_FD: RawFd = 4;
 
-/// First fd of a launch in a template: 0-2 are the null device, 3 the socket, 4 proc.
-const FIRST_LAUNCH_FD: u32 = 5;
+/// Where they have `/proc/loadavg`, for [`crate::reap::alone`].
+pub(crate) const LOADAVG_FD: RawFd = 5;
+
+/// First fd of a launch in a template: 0-2 are the null device, 3 the socket, 4 proc, 5 `/proc/loadavg`.
+const FIRST_LAUNCH_FD: u32 = 6;
 
 /// Namespaces of every nest. The network's are decided per launch; the user namespace comes last, in the launch child.
 const NEST_FLAGS: u64 = (libc::CLONE_NEWNS
@@ -144,18 +148,20 @@ fn run<'a>(
     template.serve(socket.as_fd())
 }
 
-/// Puts the socket and proc where every nest expects them, and closes everything else.
+/// Puts the socket, proc and loadavg where every nest expects them, and closes everything else.
 fn settle(socket: OwnedFd, proc: OwnedFd) -> Result<OwnedFd, Fault<'static>> {
     let step = Step::ForkTemplate;
-    // Both are moved out of the way first: either may sit where the other belongs. From here on they are numbers, since
+    // All are moved out of the way first: each may sit where another belongs. From here on they are numbers, since
     // the close_range below closes the originals.
     let high = |fd: OwnedFd| {
         // SAFETY: numbers only.
         Errno::result(unsafe { libc::fcntl(fd.into_raw_fd(), libc::F_DUPFD_CLOEXEC, 64) })
             .at(step, "fcntl", b"")
     };
-    let (socket, proc) = (high(socket)?, high(proc)?);
-    for (from, to) in [(socket, CONTROL_FD), (proc, PROC_FD)] {
+    let loadavg =
+        open_at(proc.as_raw_fd(), c"loadavg", libc::O_RDONLY, 0, 0).at(step, "openat2", b"/proc/loadavg")?;
+    let (socket, proc, loadavg) = (high(socket)?, high(proc)?, high(loadavg)?);
+    for (from, to) in [(socket, CONTROL_FD), (proc, PROC_FD), (loadavg, LOADAVG_FD)] {
         // SAFETY: numbers only; what was there is not used any more.
         Errno::result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) }).at(step, "dup3", b"")?;
     }
@@ -244,6 +250,7 @@ impl Template<'_> {
                         stack: self.stack,
                         pid_namespace: true,
                         sandboxed: true,
+                        counted: true,
                         speculation: false,
                         core_scheduling: self.plan.core_scheduling,
                         park: request.park.then_some(Parking { network: self.plan.network() }),

@@ -27,6 +27,7 @@ use crate::notify::{Finding, Supervisor};
 use crate::outputs::Outputs;
 use crate::reap::{self, Ended};
 use crate::report::{self, Ending, Marks};
+use crate::template::LOADAVG_FD;
 
 /// When init settles down ([`settle`]), in nanoseconds after the exec. Reporting the start wakes the host, and installing a
 /// filter has the kernel compile it and synchronise its processors: 60 µs that a program which is over sooner would wait
@@ -97,6 +98,7 @@ pub(crate) fn supervise(
     marks: &Marks,
 ) -> ! {
     let mut ended = None;
+    let mut alone = None;
     let mut settle_at = Some(running.exec_ns + SETTLE_AFTER);
     let verdict = loop {
         let busy = running.tracer.as_ref().is_some_and(Tracer::is_busy);
@@ -105,6 +107,14 @@ pub(crate) fn supervise(
         let Ready { message, child, room, call } = wait(socket, &running, until);
         if (room || call != 0) && deal(nest, socket, &mut running, room, call) == Finding::Violation {
             break Verdict { violated: true, ..Verdict::default() };
+        }
+        if child
+            && nest.counted
+            && running.tracer.is_none()
+            && let Some((how, used)) = reap::alone(running.pid, LOADAVG_FD)
+        {
+            (ended, alone) = (Some(how), Some(used));
+            break Verdict::default();
         }
         if child || busy {
             if reap::next_signal(running.signals.as_fd()) == Some(reap::PARENT_DIED) {
@@ -136,7 +146,7 @@ pub(crate) fn supervise(
         }
     };
     report_start(nest, socket, &mut running);
-    finish(nest, socket, running, verdict, ended, marks)
+    finish(nest, socket, running, verdict, ended, alone, marks)
 }
 
 /// Does what the host says. Answers why the nest is to be ended, if it is.
@@ -276,20 +286,25 @@ fn receive(socket: BorrowedFd<'_>, fds: &mut Vec<OwnedFd>) -> Control {
     }
 }
 
-/// Kills and reaps the rest, then says everything in one message.
+/// Kills and reaps the rest, then says everything in one message. `alone`: there is nobody, and what the program, which was
+/// not reaped, has used.
 fn finish(
     nest: &Nest<'_>,
     socket: BorrowedFd<'_>,
     mut running: Running<'_>,
     verdict: Verdict,
     mut ended: Option<Ended>,
+    alone: Option<libc::rusage>,
     marks: &Marks,
 ) -> ! {
     if let (true, Some(tracer)) = (verdict.violated, &mut running.tracer) {
         tracer.condemn(running.supervisor.as_ref().map_or(0, |supervisor| supervisor.caller));
     }
-    reap::kill_all(nest.pid_namespace, running.pid, &mut ended, running.tracer.as_mut());
+    if alone.is_none() {
+        reap::kill_all(nest.pid_namespace, running.pid, &mut ended, running.tracer.as_mut());
+    }
     let ended_ns = monotonic_ns();
+    let usage = alone.unwrap_or_else(census::usage_of_reaped);
     let ended = ended.unwrap_or(Ended { signaled: true, status: libc::SIGKILL });
     let mut outputs = Outputs::new();
     let by_itself = verdict.limit == LimitKind::None && !verdict.killed_by_host;
@@ -309,7 +324,7 @@ fn finish(
             LimitKind::CpuTime
         }
         // The sum over a nest whose last process ended between two looks.
-        LimitKind::None if running.allowance.is_spent() => LimitKind::CpuTime,
+        LimitKind::None if running.allowance.is_spent(census::cpu_us(&usage)) => LimitKind::CpuTime,
         limit => limit,
     };
     let (learned, violation) = running.supervisor.as_deref_mut().map_or((None, None), Supervisor::findings);
@@ -321,7 +336,7 @@ fn finish(
             limit,
             killed_by_host: verdict.killed_by_host,
             disk_full: nest.mounts.is_some_and(NestMounts::is_full),
-            usage: census::usage_of_reaped(),
+            usage,
             exec_ns: running.exec_ns,
             ended_ns,
             marks,
