@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use nestbox_protocol::Step;
-use nestbox_sys::{Errno, memfd};
+use nestbox_sys::{Errno, memfd, process};
 
 use crate::failure::{Code, Failure};
 
@@ -42,9 +42,15 @@ pub(crate) enum Image {
 }
 
 impl Image {
-    /// What to run: `path` if the caller gave one, else what the environment names, else the embedded image.
+    /// What to run: `path` if the caller gave one, else what the environment names, else the embedded image. The environment
+    /// of a program that has more rights than who executed it is not asked.
     pub(crate) fn choose(path: Option<PathBuf>, embedded: &'static [u8]) -> Self {
-        match path.or_else(|| env::var_os(OVERRIDE).filter(|value| !value.is_empty()).map(PathBuf::from)) {
+        let named = || {
+            env::var_os(OVERRIDE)
+                .filter(|value| !value.is_empty() && !process::is_executed_securely())
+                .map(PathBuf::from)
+        };
+        match path.or_else(named) {
             Some(path) => Self::Path(path),
             None => Self::Embedded(embedded),
         }

@@ -4,7 +4,8 @@
 //! the process: it is never a Node.js worker or a pool thread. It also reaps the fork servers, so none is left a zombie
 //! whoever closes it and when. Promises: the host is never forked (clone(2) with `CLONE_VM | CLONE_VFORK` on a stack of
 //! its own: the size of the heap does not matter), and the child gets an empty environment, `/dev/null` as fds 0 to 2,
-//! its socket as fd 3 and nothing else. Called by the client when it starts a server.
+//! its socket as fd 3 and nothing else; none is started for a host with borrowed rights. Called by the client when it starts a
+//! server.
 
 use std::ffi::{CStr, CString, c_int, c_void};
 use std::io;
@@ -21,6 +22,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use nix::sys::stat::Mode;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{getegid, geteuid, getgid, getuid};
 
 use crate::failure::{Code, Failure};
 use crate::image::Image;
@@ -84,6 +86,11 @@ static SPAWNER: OnceLock<Result<Arc<Spawner>, Errno>> = OnceLock::new();
 /// then in the returned [`ServerProcess`].
 pub(crate) fn start(image: Image, socket: OwnedFd) -> Arc<ServerProcess> {
     let server = Arc::new(ServerProcess::default());
+    if process::has_borrowed_rights() {
+        // The socket is dropped here, so its end of file tells.
+        let _ = server.outcome.set(Err(borrowed_rights()));
+        return server;
+    }
     match SPAWNER.get_or_init(Spawner::launch) {
         Ok(spawner) => {
             let order = Order { image, socket, server: Arc::clone(&server) };
@@ -97,6 +104,19 @@ pub(crate) fn start(image: Image, socket: OwnedFd) -> Arc<ServerProcess> {
         }
     }
     server
+}
+
+/// A host with an effective user that is not its own. Sandboxees would keep the real one, root's for example, of which the
+/// kernel asks who may send a signal and whose processes are counted.
+fn borrowed_rights() -> Failure {
+    let (uid, gid, acting_uid, acting_gid) = (getuid(), getgid(), geteuid(), getegid());
+    let detail = format!(
+        "this process is of user {uid}, group {gid}, and acts as user {acting_uid}, group {acting_gid}"
+    );
+    Failure::fact(Code::ForkServer, Step::StartForkserver, detail).advise(
+        "be one user for good before the first launch: process.setgid() and process.setuid(), not setegid() and seteuid(); \
+         and never make a host a set-user-ID program",
+    )
 }
 
 fn failure(syscall: &str, errno: Errno) -> Failure {

@@ -265,6 +265,22 @@ pub fn has_ids_to_give() -> Result<bool, Errno> {
     Ok(map.lines().filter_map(count).sum::<u64>() > 1 && setgroups.trim() == "allow")
 }
 
+/// Whether this process acts with another user's or group's rights than those it belongs to: a set-user-ID program, or one
+/// that took on other ids for a while. Whatever it starts keeps the one it belongs to, and the rights of that.
+#[must_use]
+pub fn has_borrowed_rights() -> bool {
+    use nix::unistd::{getegid, geteuid, getgid, getuid};
+    getuid() != geteuid() || getgid() != getegid()
+}
+
+/// Whether the program of this process was given rights by its file that whoever executed it may not have (`AT_SECURE`,
+/// getauxval(3)): then nothing in the environment may choose what runs.
+#[must_use]
+pub fn is_executed_securely() -> bool {
+    // SAFETY: takes a number.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 /// CLOCK_MONOTONIC in nanoseconds.
 #[must_use]
 pub fn monotonic_ns() -> u64 {
