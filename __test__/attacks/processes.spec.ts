@@ -63,6 +63,45 @@ for (const filter of filters) {
   })
 }
 
+/** The number of the comms channel. */
+const COMMS = '1023'
+
+attack("the channel between another nest and the host is not to be had, and one's own is nobody else's", async (t) => {
+  const own = await victim(t, true)
+  const free = await outside(['processes', 'steal', '3', String(own.pid)])
+  t.is(free.get(`of-${own.pid}`), 'done', 'the user that owns it can')
+  const said: string[] = []
+  own.stdio[3]?.on('data', (bytes: Buffer) => said.push(String(bytes)))
+  t.true(await until(() => said.join('') === 'stolen'))
+
+  await using server = await ForkServer.start()
+  for (const filter of filters) {
+    for (const network of ['none', 'shared-loopback'] as const) {
+      await using sandbox = await Sandbox.create(attackable(filter).network(network), { server })
+      const heard = new Map<string, string>()
+      const listen = (name: string, comms: NodeJS.ReadableStream): void => {
+        heard.set(name, '')
+        comms.on('data', (bytes: Buffer) => heard.set(name, `${heard.get(name)}${String(bytes)}`))
+      }
+      const neighbour = await sandbox.spawn('/attack', ['processes', 'victim'], { comms: true })
+      listen('neighbour', neighbour.comms)
+      const pids = [neighbour.pid, server.pid, process.pid, 1].map(String)
+      t.deepEqual(done(await inside(sandbox, ['processes', 'steal', COMMS, ...pids])), [], 'without one')
+      const thief = await sandbox.spawn('/attack', ['processes', 'steal', COMMS, ...pids], {
+        comms: true,
+        buffer: true,
+      })
+      listen('thief', thief.comms)
+      const { stdout } = await thief.result
+      t.deepEqual(stdout.match(/^.* done$/gm), ['own done'])
+      t.true(await until(() => heard.get('thief') === 'stolen'))
+      neighbour.kill()
+      await neighbour.result
+      t.is(heard.get('neighbour'), '')
+    }
+  }
+})
+
 attack('processes that went into hiding end with their nest', async (t) => {
   const hidden = (parent: number): number[] =>
     family(parent)

@@ -126,11 +126,13 @@ export const outside = async (args: readonly string[], uid?: number): Promise<Ou
   return outcomes(stdout)
 }
 
-/** A process of the host, to be attacked: sleeps until it is killed. */
-export const victim = async (t: ExecutionContext): Promise<ChildProcess> => {
-  const child = spawn(program(), ['processes', 'victim'], { stdio: ['ignore', 'pipe', 'ignore'] })
+/** A process of the host, to be attacked: sleeps until it is killed. With a channel to us, if asked, as descriptor 3. */
+export const victim = async (t: ExecutionContext, channel = false): Promise<ChildProcess> => {
+  const stdio = ['ignore', 'pipe', 'ignore', channel ? 'pipe' : 'ignore'] as const
+  const child = spawn(program(), ['processes', 'victim'], { stdio: [...stdio] })
   t.teardown(() => child.kill('SIGKILL'))
-  for await (const line of createInterface({ input: child.stdout })) if (line.startsWith('victim')) break
+  for await (const line of createInterface({ input: child.stdout as NodeJS.ReadableStream }))
+    if (line.startsWith('victim')) break
   return child
 }
 

@@ -41,7 +41,7 @@ test('every test of this directory is in a row', (t) => {
     .filter((file) => file.endsWith('.spec.ts') && file !== 'table.spec.ts')
     .flatMap((file) => {
       const calls = source(`attacks/${file}`).matchAll(
-        /^ *(?:attack|surviving|serially|x64|python|node|needs\('[^']+'\))\(\s*(['"`])(.+?)\1,/gm,
+        /^ *(?:attack|prepared|surviving|serially|x64|python|node|needs\('[^']+'\))\(\s*(['"`])(.+?)\1,/gm,
       )
       return [...calls].map(([, , title = '']) => title)
     })

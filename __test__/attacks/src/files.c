@@ -2,38 +2,16 @@
 // set-user-ID programs, locks and watches.
 
 #include "attack.h"
+#include "reach.h"
 
 #include <dirent.h>
 #include <linux/capability.h>
-#include <linux/openat2.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
-
-/** The file has the token in it. */
-static int holds(int fd, const char *token) {
-  static char content[4096];
-  if (fd < 0) return 0;
-  ssize_t length = read(fd, content, sizeof content - 1);
-  close(fd);
-  if (length < 0) return 0;
-  content[length] = 0;
-  return strstr(content, token) != NULL;
-}
-
-static long reads(int directory, const char *path, const char *token) {
-  struct open_how how = {.flags = O_RDONLY | O_NONBLOCK | O_CLOEXEC};
-  int fd = openat(directory, path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
-  if (holds(fd, token)) return 0;
-  fd = syscall(SYS_openat2, directory, path, &how, sizeof how);
-  if (holds(fd, token)) return 0;
-  if (errno == 0) errno = ENOENT;
-  return -1;
-}
-
-#define UP "../../../../../../../../../../../../../../../../../../../.."
 
 /** Every way that is known for a path to lead out of a root, to a file of the host with a token in it. */
 static void paths(const char *target, const char *token) {
@@ -70,18 +48,7 @@ static void paths(const char *target, const char *token) {
     snprintf(name, sizeof name, "path-%s", prefixes[index]);
     TRY(name, reads(AT_FDCWD, path, token));
   }
-  // From whatever descriptor is open, as a directory and by its magic link.
-  for (int fd = 0; fd < 2048; fd++) {
-    if (fcntl(fd, F_GETFD) < 0) continue;
-    snprintf(path, sizeof path, UP "%s", target);
-    snprintf(name, sizeof name, "fd-%d-relative", fd);
-    TRY(name, reads(fd, path, token));
-    snprintf(name, sizeof name, "fd-%d-chdir", fd);
-    TRY(name, fchdir(fd) != 0 ? -1 : reads(AT_FDCWD, path, token));
-    snprintf(path, sizeof path, "/proc/self/fd/%d/" UP "%s", fd, target);
-    snprintf(name, sizeof name, "fd-%d-magic", fd);
-    TRY(name, reads(AT_FDCWD, path, token));
-  }
+  from_descriptors(target, token);
   for (int process = 1; process < 4; process++) {
     for (int fd = 0; fd < 64; fd++) {
       snprintf(path, sizeof path, "/proc/%d/fd/%d/" UP "%s", process, fd, target);
@@ -208,10 +175,44 @@ static void watch(const char *path) {
   if (read(fd, event, sizeof event) > 0) dprintf(1, "event done\n");
 }
 
+/** Opened, so that its seals are all there is between it and whoever has it. */
+static long change(const char *path, int how) {
+  int fd = open(path, O_RDWR | O_CLOEXEC);
+  if (fd < 0) return -1;
+  if (how == 0) return pwrite(fd, "changed", 7, 0);
+  if (how == 1) return ftruncate(fd, 1);
+  if (how == 2) return fallocate(fd, 0, 0, 1 << 24);
+  if (how == 3) return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 4096);
+  if (how == 4) return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
+  char *bytes = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (bytes == MAP_FAILED) return -1;
+  bytes[0] = 'x';
+  return 0;
+}
+
+/** Everything that changes a memfd that nobody runs; the attempts that leave least of it last. */
+static void rewrite(const char *path) {
+  char own[64];
+  if (strcmp(path, "own") == 0) {
+    int fd = memfd_create("own", MFD_ALLOW_SEALING);
+    if (ftruncate(fd, 1 << 20) != 0) return;
+    snprintf(own, sizeof own, "/proc/self/fd/%d", fd);
+    path = own;
+  }
+  TRY("write", change(path, 0));
+  TRY("map", change(path, 5));
+  TRY("punch", change(path, 3));
+  TRY("grow", change(path, 2));
+  TRY("shrink", change(path, 1));
+  TRY("seal", change(path, 4));
+}
+
 int files(int argc, char **argv) {
   const char *what = argv[0];
   if (strcmp(what, "paths") == 0 && argc > 2) paths(argv[1], argv[2]);
   else if (strcmp(what, "magic") == 0) magic();
+  else if (strcmp(what, "descriptors") == 0 && argc > 2) from_descriptors(argv[1], argv[2]);
+  else if (strcmp(what, "rewrite") == 0 && argc > 1) rewrite(argv[1]);
   else if (strcmp(what, "overwrite") == 0 && argc > 2) overwrite(argv[1], argv[2]);
   else if (strcmp(what, "devices") == 0 && argc > 1) devices(argv[1]);
   else if (strcmp(what, "open") == 0 && argc > 1) TRY("open", can_open(argv[1], O_RDONLY));

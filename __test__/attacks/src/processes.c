@@ -95,6 +95,22 @@ static void reach(pid_t pid) {
   TRY("signal-KILL", kill(pid, SIGKILL));
 }
 
+static long take(pid_t pid, int number) {
+  int handle = syscall(SYS_pidfd_open, pid, 0);
+  int fd = handle < 0 ? -1 : syscall(SYS_pidfd_getfd, handle, number, 0);
+  return fd < 0 ? -1 : write(fd, "stolen", 6);
+}
+
+/** Speaks in another's name: on a descriptor of one's own with this number, and on those of others. */
+static void steal(int number, int count, char **pids) {
+  char name[64];
+  TRY("own", write(number, "stolen", 6));
+  for (int index = 0; index < count; index++) {
+    snprintf(name, sizeof name, "of-%s", pids[index]);
+    TRY(name, take(atoi(pids[index]), number));
+  }
+}
+
 /** Prints every process id that can be seen by asking for it, whatever /proc shows. */
 static void sweep(void) {
   for (pid_t pid = 1; pid < 70000; pid++) {
@@ -196,6 +212,7 @@ int processes(int argc, char **argv) {
     dprintf(1, "victim %d\n", getpid());
     for (int second = 0; second < 60; second++) usleep(1000000);
   } else if (strcmp(what, "reach") == 0 && argc > 1) reach(atoi(argv[1]));
+  else if (strcmp(what, "steal") == 0 && argc > 2) steal(atoi(argv[1]), argc - 2, argv + 2);
   else if (strcmp(what, "sweep") == 0) sweep();
   else if (strcmp(what, "broadcast") == 0) broadcast();
   else if (strcmp(what, "daemonize") == 0) daemonize();

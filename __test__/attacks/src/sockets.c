@@ -97,6 +97,17 @@ static void internet(const char *host, int port) {
   TRY("raw", send_to("127.0.0.1", 0, SOCK_RAW, IPPROTO_ICMP));
 }
 
+/** An address in any of the forms that programs take for one: in parts, in octal, as one number, as version 6. */
+static long connect_as(const char *form, int port) {
+  struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
+  struct sockaddr_in four = {.sin_family = AF_INET, .sin_port = htons(port)};
+  int is_six = inet_pton(AF_INET6, form, &six.sin6_addr) == 1;
+  if (!is_six && inet_aton(form, &four.sin_addr) == 0) return errno = EINVAL, -1;
+  int fd = socket(is_six ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return -1;
+  return is_six ? connect(fd, (struct sockaddr *)&six, sizeof six) : connect(fd, (struct sockaddr *)&four, sizeof four);
+}
+
 /** Every family there could be a socket of. */
 static void families(void) {
   char name[64];
@@ -153,7 +164,9 @@ int sockets(int argc, char **argv) {
   const char *what = argv[0];
   if (strcmp(what, "unix") == 0 && argc > 1) unix_sockets(argv[1]);
   else if (strcmp(what, "internet") == 0 && argc > 2) internet(argv[1], atoi(argv[2]));
-  else if (strcmp(what, "serve") == 0 && argc > 1) serve(argv[1]);
+  else if (strcmp(what, "forms") == 0 && argc > 1) {
+    for (int index = 2; index < argc; index++) TRY(argv[index], connect_as(argv[index], atoi(argv[1])));
+  } else if (strcmp(what, "serve") == 0 && argc > 1) serve(argv[1]);
   else if (strcmp(what, "families") == 0) families();
   else if (strcmp(what, "in-flight") == 0 && argc > 1) {
     in_flight(atoi(argv[1]));
