@@ -459,3 +459,34 @@ test('what belongs to one launch is not shared', (t) => {
   const [one, other] = [0, 1].map(() => makePacked(unsandboxedContext, 'run', 'prog', undefined, options))
   t.not(one, other, 'its working directory is that of the host, which may change')
 })
+
+test('an object that is frozen is believed only if nothing in it is computed', (t) => {
+  const context = sandboxContext(base.build())
+  const stdout = (options: LaunchOptions): number =>
+    makePacked(context, 'run', 'prog', undefined, options).message.stdout
+  const frozen = Object.freeze({ stdio: 'ignore' } as const)
+  t.deepEqual([stdout(frozen), stdout(frozen)], [IGNORE, IGNORE])
+
+  let stdio: 'ignore' | 'pipe' = 'ignore'
+  const computed = Object.freeze({
+    get stdio() {
+      return stdio
+    },
+  })
+  t.deepEqual([stdout(computed), stdout(computed)], [IGNORE, IGNORE])
+  stdio = 'pipe'
+  t.is(stdout(computed), CAPTURE)
+
+  // A proxy of an object that is not frozen can't pass for frozen; of one that is, it can't answer anything else.
+  const target: { stdio: 'ignore' | 'pipe' } = { stdio: 'ignore' }
+  const proxy = new Proxy(target, {})
+  t.deepEqual([stdout(proxy), stdout(proxy)], [IGNORE, IGNORE])
+  target.stdio = 'pipe'
+  t.is(stdout(proxy), CAPTURE)
+  const throwing = new Proxy(Object.freeze({ stdio: 'ignore' } as const), {
+    getOwnPropertyDescriptor() {
+      throw new Error('not to be looked at')
+    },
+  })
+  t.throws(() => stdout(throwing), { code: 'ERR_NESTBOX_REQUEST' })
+})

@@ -122,19 +122,41 @@ const isSame = (input: unknown, known: unknown): boolean => {
 }
 
 /**
+ * Whether an object says the same for ever: it is frozen, and nothing in it is computed. Of one that is small and flat its parts
+ * don't change either. A proxy can't lie about that (ECMA-262, invariants of the essential internal methods), but may throw.
+ */
+const isSettled = (input: unknown): boolean => {
+  if (typeof input !== 'object' || input === null) return false
+  try {
+    return (
+      Object.isFrozen(input) &&
+      Object.values(Object.getOwnPropertyDescriptors(input)).every((property) => 'value' in property)
+    )
+  } catch {
+    return false
+  }
+}
+
+/**
  * {@link check}, for inputs that mostly repeat: the last one that was found right is remembered, and is neither copied nor
  * validated again as long as the same comes. To validate a launch's options takes longer than to launch it does in JavaScript.
  */
 export const repeatedly = <S extends z.ZodType>(schema: S): ((input: unknown) => Checked<z.output<S>>) => {
   let known: unknown
+  let settled: unknown
   let remembered: Checked<z.output<S>> | undefined
   return (input) => {
-    if (remembered !== undefined && isSame(input, known)) return remembered
+    if (remembered !== undefined && ((settled !== undefined && input === settled) || isSame(input, known))) {
+      return remembered
+    }
+    // Before the copy, so that this is what is copied.
+    const isForGood = isSettled(input)
     const copied = copyOf(input)
     if (!copied.ok) return copied
     const checked = checkCopied(schema, copied.value)
     if (checked.ok && isMemorable(copied.value)) {
       known = copied.value
+      settled = isForGood ? input : undefined
       Object.freeze(checked.value)
       remembered = checked
     }

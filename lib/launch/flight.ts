@@ -324,11 +324,11 @@ export class Flight implements Listener {
 
   ended(ended: NativeEnded): void {
     this.pid = ended.pid
-    const streams = [this.stdout, this.stderr].filter((stream) => stream !== undefined)
-    if (streams.length === 0) {
+    if (this.stdout === undefined && this.stderr === undefined) {
       this.#finish(ended)
       return
     }
+    const streams = [this.stdout, this.stderr].filter((stream) => stream !== undefined)
     for (const stream of streams) stream.drain()
     void this.#finishDrained(ended, streams)
   }

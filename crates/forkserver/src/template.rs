@@ -26,16 +26,13 @@ use crate::report::Marks;
 use crate::server::Server;
 use crate::source::IdMapping;
 use crate::tree::{self, Origin};
-use crate::{guard, init, initial, launch, memory, report};
+use crate::{guard, init, initial, launch, memory, outputs, report};
 
 /// Where a template and its inits have their proc.
 pub(crate) const PROC_FD: RawFd = 4;
 
-/// Where they have `/proc/loadavg`, for [`crate::reap::alone`].
+/// Where they have `/proc/loadavg`, for [`crate::reap::alone`]; the last fd that is not a launch's.
 pub(crate) const LOADAVG_FD: RawFd = 5;
-
-/// First fd of a launch in a template: 0-2 are the null device, 3 the socket, 4 proc, 5 `/proc/loadavg`.
-const FIRST_LAUNCH_FD: u32 = 6;
 
 /// Namespaces of every nest. The network's are decided per launch; the user namespace comes last, in the launch child.
 const NEST_FLAGS: u64 = (libc::CLONE_NEWNS
@@ -131,7 +128,7 @@ fn run<'a>(
         not_id_mapped: built.not_id_mapped,
         landlock: rules.as_ref().map(|rules| rules.support.told()),
     };
-    let socket = settle(socket, built.proc)?;
+    let (socket, counted) = settle(socket, built.proc)?;
     let answer = Ready { kind: Some(ready::Kind::Template(ready)) };
     packet::send_message(socket.as_fd(), &answer, &[], 0)
         .map_err(|error| Fault::new(Step::ForkTemplate, error.errno(), "sendmsg", b""))?;
@@ -140,6 +137,7 @@ fn run<'a>(
         nest,
         ids,
         rules,
+        counted,
         guard: guard::program(plan.filter_listens, &[]),
         reads: memory::may_read(&plan.filter),
         stack: launch::allocate_stack(),
@@ -148,8 +146,9 @@ fn run<'a>(
     template.serve(socket.as_fd())
 }
 
-/// Puts the socket, proc and loadavg where every nest expects them, and closes everything else.
-fn settle(socket: OwnedFd, proc: OwnedFd) -> Result<OwnedFd, Fault<'static>> {
+/// Puts the socket, proc and loadavg where every nest expects them, and closes everything else. Tells whether there is a
+/// loadavg: one of the kernel's own, for some containers put another file in its place.
+fn settle(socket: OwnedFd, proc: OwnedFd) -> Result<(OwnedFd, bool), Fault<'static>> {
     let step = Step::ForkTemplate;
     // All are moved out of the way first: each may sit where another belongs. From here on they are numbers, since
     // the close_range below closes the originals.
@@ -158,16 +157,21 @@ fn settle(socket: OwnedFd, proc: OwnedFd) -> Result<OwnedFd, Fault<'static>> {
         Errno::result(unsafe { libc::fcntl(fd.into_raw_fd(), libc::F_DUPFD_CLOEXEC, 64) })
             .at(step, "fcntl", b"")
     };
-    let loadavg =
-        open_at(proc.as_raw_fd(), c"loadavg", libc::O_RDONLY, 0, 0).at(step, "openat2", b"/proc/loadavg")?;
-    let (socket, proc, loadavg) = (high(socket)?, high(proc)?, high(loadavg)?);
-    for (from, to) in [(socket, CONTROL_FD), (proc, PROC_FD), (loadavg, LOADAVG_FD)] {
+    let loadavg = open_at(proc.as_raw_fd(), c"loadavg", libc::O_RDONLY, 0, 0)
+        .ok()
+        .filter(|file| outputs::is_proc(file.as_fd()) == Ok(true))
+        .map(high)
+        .transpose()?;
+    let (socket, proc) = (high(socket)?, high(proc)?);
+    let places = [(socket, CONTROL_FD), (proc, PROC_FD)];
+    for (from, to) in places.into_iter().chain(loadavg.map(|loadavg| (loadavg, LOADAVG_FD))) {
         // SAFETY: numbers only; what was there is not used any more.
         Errno::result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) }).at(step, "dup3", b"")?;
     }
-    process::close_range(FIRST_LAUNCH_FD, u32::MAX, 0).at(step, "close_range", b"")?;
+    let first = if loadavg.is_some() { LOADAVG_FD } else { PROC_FD } + 1;
+    process::close_range(first as u32, u32::MAX, 0).at(step, "close_range", b"")?;
     // SAFETY: it was just put there, and nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(CONTROL_FD) })
+    Ok((unsafe { OwnedFd::from_raw_fd(CONTROL_FD) }, loadavg.is_some()))
 }
 
 struct Template<'a> {
@@ -176,6 +180,8 @@ struct Template<'a> {
     ids: Ids,
     /// What Landlock adds, where the kernel has it.
     rules: Option<Rules>,
+    /// [`LOADAVG_FD`] is there.
+    counted: bool,
     /// Init's own syscall filter.
     guard: Vec<u8>,
     /// See [`memory::may_read`].
@@ -250,7 +256,7 @@ impl Template<'_> {
                         stack: self.stack,
                         pid_namespace: true,
                         sandboxed: true,
-                        counted: true,
+                        counted: self.counted,
                         speculation: false,
                         core_scheduling: self.plan.core_scheduling,
                         park: request.park.then_some(Parking { network: self.plan.network() }),
