@@ -208,11 +208,14 @@ pub(crate) fn started(socket: BorrowedFd<'_>, pid: i32, in_pid_namespace: bool) 
     head.varint(body.as_slice().len() as u64);
     let parts = [&frame::INLINE_HEADER[..], head.as_slice(), body.as_slice()];
     let _ = if in_pid_namespace {
-        let (uid, gid) = (nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw());
-        packet::send_as(socket, &parts, Credentials { pid, uid, gid })
+        packet::send_as(socket, &parts, &[], in_the_name_of(pid))
     } else {
         packet::send(socket, &parts, &[], 0)
     };
+}
+
+fn in_the_name_of(pid: i32) -> Credentials {
+    Credentials { pid, uid: nix::unistd::getuid().as_raw(), gid: nix::unistd::getgid().as_raw() }
 }
 
 /// When each step was finished. Fixed room, filled from template to exec.
@@ -264,14 +267,16 @@ pub(crate) struct Ending<'a> {
     pub(crate) learned: Option<&'a [u8]>,
     /// How many of them are of a crash.
     pub(crate) crash_fds: usize,
+    /// The program's pid, if the host has not been told it. It must not have been reaped.
+    pub(crate) unnamed: Option<i32>,
 }
 
 /// Everything of the launch is dead.
 pub(crate) fn ended(socket: BorrowedFd<'_>, ending: &Ending<'_>) {
     let micros = |time: libc::timeval| time.tv_sec as u64 * 1_000_000 + time.tv_usec as u64;
     let marks = ending.marks;
-    // Fifteen numbers of up to eleven bytes, the marks of up to ten each, and two for each output's errno.
-    let mut body = Encoder::<{ 15 * 11 + 10 + MARKS_MAX * 11 + OUTPUTS_MAX * 2 + 10 }>::new();
+    // Sixteen numbers of up to eleven bytes, the marks of up to ten each, and two for each output's errno.
+    let mut body = Encoder::<{ 16 * 11 + 10 + MARKS_MAX * 11 + OUTPUTS_MAX * 2 + 10 }>::new();
     body.signed(1, if ending.signaled { 2 } else { 1 });
     body.signed(2, ending.status);
     body.signed(3, ending.limit as i32);
@@ -291,6 +296,7 @@ pub(crate) fn ended(socket: BorrowedFd<'_>, ending: &Ending<'_>) {
     body.packed(17, ending.output_errnos.iter().map(|&errno| i64::from(errno) as u64));
     body.number(18, u64::from(ending.violated));
     body.number(21, ending.crash_fds as u64);
+    body.number(22, u64::from(ending.unnamed.is_some()));
     // There is a violation or something learnt, never both: a launch that learns forbids nothing.
     let (field, last) = match (ending.violation, ending.learned) {
         (Some(violation), _) => (19, violation),
@@ -305,7 +311,10 @@ pub(crate) fn ended(socket: BorrowedFd<'_>, ending: &Ending<'_>) {
     head.varint((body.length + last.len()) as u64);
     let parts = [&frame::INLINE_HEADER[..], head.as_slice(), body.as_slice(), last];
     // An error here means that the host has gone.
-    let _ = packet::send(socket, &parts, ending.output_fds, 0);
+    let _ = match ending.unnamed {
+        Some(pid) => packet::send_as(socket, &parts, ending.output_fds, in_the_name_of(pid)),
+        None => packet::send(socket, &parts, ending.output_fds, 0),
+    };
 }
 
 /// Asks the host about an encoded `SystemCall`. Does not wait: `EAGAIN`, there is no room.
@@ -400,6 +409,7 @@ mod tests {
                 violation: None,
                 learned: None,
                 crash_fds: 3,
+                unnamed: Some(std::process::id() as i32),
             },
         );
         let event: LaunchEvent = receive(theirs.as_fd());
@@ -408,7 +418,7 @@ mod tests {
         assert_eq!(ended.limit(), LimitKind::WallTime);
         assert_eq!((ended.status, ended.user_cpu_us, ended.exec_ns), (9, 7, u64::MAX));
         assert_eq!(ended.mark_ns.len(), MARKS_MAX);
-        assert_eq!((&ended.output_errnos[..], ended.crash_fds), (&errnos[..], 3));
+        assert_eq!((&ended.output_errnos[..], ended.crash_fds, ended.named), (&errnos[..], 3, true));
     }
 
     #[test]

@@ -145,7 +145,10 @@ pub(crate) fn supervise(
             break Verdict { limit, ..Verdict::default() };
         }
     };
-    report_start(nest, socket, &mut running);
+    // With outputs init gives up what it takes to speak in the program's name, before it says how that ended.
+    if alone.is_none() || !running.launch.outputs.is_empty() {
+        report_start(nest, socket, &mut running);
+    }
     finish(nest, socket, running, verdict, ended, alone, marks)
 }
 
@@ -346,6 +349,7 @@ fn finish(
             violation,
             learned,
             crash_fds: outputs.of_crash,
+            unnamed: running.unreported.then_some(running.pid),
         },
     );
     wait_for_farewell(socket);

@@ -41,8 +41,13 @@ pub fn send(socket: BorrowedFd<'_>, parts: &[&[u8]], fds: &[RawFd], flags: i32) 
 
 /// [`send`] in the name of another process: needs `CAP_SYS_ADMIN` over the sender's pid namespace (unix(7),
 /// `SCM_CREDENTIALS`). Init uses it to tell the host the sandboxee's pid.
-pub fn send_as(socket: BorrowedFd<'_>, parts: &[&[u8]], credentials: Credentials) -> Result<(), Errno> {
-    send_with(socket, parts, &[], Some(credentials), 0)
+pub fn send_as(
+    socket: BorrowedFd<'_>,
+    parts: &[&[u8]],
+    fds: &[RawFd],
+    credentials: Credentials,
+) -> Result<(), Errno> {
+    send_with(socket, parts, fds, Some(credentials), 0)
 }
 
 fn send_with(

@@ -405,6 +405,13 @@ impl Client {
                 (launch.pid, launch.started) = (pid, true);
                 self.push(Event::Started { token, pid });
             }
+            Some(launch_event::Kind::Ended(ended)) if ended.named => {
+                if launch.started || !in_pid_namespace {
+                    return Err(malformed(step, "named without need"));
+                }
+                (launch.pid, launch.started) = (sender, true);
+                self.ended(token, ended, fds);
+            }
             Some(launch_event::Kind::Ended(ended)) => {
                 if in_pid_namespace && launch.init_pid == 0 {
                     launch.init_pid = sender;

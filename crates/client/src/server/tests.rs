@@ -467,6 +467,30 @@ fn a_nest_that_vanishes_is_a_death_or_a_failure() {
     assert!(matches!(play.end_of(token), Event::Failed { .. }), "the program never ran");
 }
 
+/// The program's pid comes with its start, or with its end if that was all there was to say; not with both.
+#[test]
+fn an_end_names_the_program_that_nobody_named() {
+    let _alone = alone();
+    let named = protocol::Ended { status: 3, named: true, ..protocol::Ended::default() };
+    for started in [false, true] {
+        let script = Script { hold: AtomicUsize::new(1), ..Script::default() };
+        let mut play = Play::start(script, &Options::default());
+        let token = play.run(&handle(&[]));
+        play.until(|play| play.script.held.lock().expect("held").len() == 1);
+        let held = play.script.held.lock().expect("held").pop().expect("held");
+        if started {
+            say(&held, &event(launch_event::Kind::Started(protocol::Started { pid: 7 })), &[]);
+        }
+        say(&held, &event(launch_event::Kind::Ended(named.clone())), &[]);
+        play.until_idle();
+        match play.end_of(token) {
+            Event::Ended { ended, .. } if !started => assert_eq!(ended.pid, std::process::id() as i32),
+            Event::Failed { .. } if started => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
 #[test]
 fn bad_packets_fail_their_launch_and_leak_no_fd() {
     let _alone = alone();
