@@ -150,6 +150,7 @@ test.serial('a launch is a span below the active one, with spans for where its t
     'nestbox.status': 'exited',
     'process.exit.code': 3,
     'nestbox.isolated': true,
+    'nestbox.prewarmed': false,
   })
   t.false('process.command_args' in span.attributes)
   t.deepEqual(span.status, { code: api.SpanStatusCode.ERROR, message: 'exited' })

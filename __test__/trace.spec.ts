@@ -3,6 +3,7 @@
 import test from 'ava'
 
 import { ExecError, ProcessError, Sandbox, trace, type TraceEvent } from '../index.ts'
+import { until } from './helpers.ts'
 
 /** The spans of a trace as a viewer reads them: after a trip through JSON. */
 const spansOf = (recorder: object): Required<TraceEvent>[] => {
@@ -43,6 +44,24 @@ test('a launch is a span with its stages and steps in it', async (t) => {
   const steps = spans.filter(({ cat }) => cat === 'step')
   t.true(steps.some(({ name }) => name === 'clone-init') && steps.some(({ name }) => name === 'exec'))
   t.true(areNested(spans))
+})
+
+test('a program that was started ahead shows when it was handed over', async (t) => {
+  const args = ['-c', 'import os; os.read(1023, 4)']
+  await using sandbox = await Sandbox.create(undefined, { prewarm: { file: '/usr/bin/python3', args } })
+  t.true(await until(() => sandbox.stats().prewarm.ready === 1, 30_000))
+  const recorder = trace()
+  const traced = recorder.record(sandbox)
+  await traced.run('/usr/bin/python3', args, { work: 'work' })
+  await traced.run('true')
+  const spans = spansOf(recorder)
+  const launches = spans.filter(({ cat }) => cat === 'launch')
+  t.deepEqual(
+    launches.map((launch) => launch.args?.['prewarmed']),
+    [true, false],
+  )
+  const handedOver = spans.filter(({ cat, tid }) => cat === 'step' && tid === launches[0]?.tid)
+  t.true(handedOver.some(({ name }) => name === 'hand-over'))
 })
 
 test('launches that overlap have lanes of their own, and one that waits shows its queue', async (t) => {

@@ -133,7 +133,7 @@ class Recorder implements Trace {
     }
     const { command, pid, status, exitCode, signal, limit, resourceUsage, timings } = result as Outcome
     const { userCpuMs, systemCpuMs, peakMemoryBytes } = resourceUsage
-    const args = { command, pid, status, exitCode, signal, limit, warm: timings.warm }
+    const args = { command, pid, status, exitCode, signal, limit, warm: timings.warm, prewarmed: timings.prewarmed }
     const used = { userCpuMs, systemCpuMs, peakMemoryBytes }
     this.#launches.push({ name, asked, called, known, timings, args: { ...args, ...used } })
   }

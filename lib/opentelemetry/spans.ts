@@ -14,6 +14,7 @@ const resultAttributes = (result: Result): Api.Attributes => ({
   'process.pid': result.pid,
   'nestbox.status': result.status,
   'nestbox.warm': result.timings.warm,
+  'nestbox.prewarmed': result.timings.prewarmed,
   'nestbox.output.bytes': result.stdoutBytes + result.stderrBytes,
   'nestbox.memory.peak': result.resourceUsage.peakMemoryBytes,
   'nestbox.cpu.time': (result.resourceUsage.userCpuMs + result.resourceUsage.systemCpuMs) / 1000,
