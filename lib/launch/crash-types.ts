@@ -27,7 +27,10 @@ export interface CrashThread {
   readonly crashed: boolean
   /** The general registers by name, in hexadecimal. */
   readonly registers: Readonly<Record<string, string>>
-  /** Its stack, innermost call first. */
+  /**
+   * Its stack, innermost call first. Of a thread that died in the handler of a signal it goes on with what was interrupted (on
+   * x64).
+   */
   readonly frames: readonly CrashFrame[]
 }
 
@@ -59,7 +62,8 @@ export interface CrashReport {
   readonly maps: readonly CrashMap[]
   /**
    * What there was more of: `threads`; `stacks`, of which 256 KiB each are looked at; `frames`, of which 256 of the thread that
-   * crashed and 64 of each other one are listed; `maps`; `modules`, of which 48 are looked at for names.
+   * crashed and 64 of each other one are listed, beside those that were inlined into them; `maps`; `modules`, of which 48 are
+   * looked at for names.
    */
   readonly truncated: {
     readonly threads: boolean

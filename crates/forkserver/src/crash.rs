@@ -93,6 +93,8 @@ pub(crate) struct Tracer {
     /// The last signal that was on its way to the program: thread, number.
     signal: (i32, i32),
     siginfo: [u8; SIGINFO],
+    /// The last thread that was at fault, and its stack pointer then: a handler may have a stack of its own.
+    fault: (i32, u64),
     file: Option<OwnedFd>,
     threads: usize,
     /// `crash::TRUNCATED_*`.
@@ -122,6 +124,7 @@ impl Tracer {
             busy: false,
             signal: (0, 0),
             siginfo: [0; SIGINFO],
+            fault: (0, 0),
             file: None,
             threads: 0,
             truncated: 0,
@@ -205,6 +208,11 @@ impl Tracer {
         // SAFETY: as many bytes as the kernel writes.
         if unsafe { ptrace(PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr() as usize) }.is_ok() {
             (self.signal, self.siginfo) = ((tid, signal), info);
+            if is_fault(signal, &info)
+                && let Ok((registers, _)) = registers_of(tid)
+            {
+                self.fault = (tid, crash::register(&registers, crash::STACK_POINTER));
+            }
         }
     }
 
@@ -247,23 +255,26 @@ impl Tracer {
             self.maps = maps;
             written?;
         }
-        let mut registers = [0_u8; REGISTERS];
-        let mut vector = libc::iovec { iov_base: registers.as_mut_ptr().cast(), iov_len: registers.len() };
-        // SAFETY: an iovec of ours.
-        unsafe { ptrace(PTRACE_GETREGSET, tid, NT_PRSTATUS as usize, &raw mut vector as usize) }?;
+        let (registers, length) = registers_of(tid)?;
         let mut name = [0_u8; 16];
         let named = open_of(proc, tid, b"/comm").and_then(|comm| read_all(&comm, &mut name)).unwrap_or(0);
         self.threads += 1;
-        self.write(crash::THREAD, tid, 0, &registers[..vector.iov_len.min(REGISTERS)])?;
+        self.write(crash::THREAD, tid, 0, &registers[..length])?;
         self.write(crash::NAME, tid, 0, &name[..named])?;
-        self.copy_stack(tid, crash::register(&registers, crash::STACK_POINTER))
+        let pointer = crash::register(&registers, crash::STACK_POINTER);
+        let end = self.copy_stack(tid, pointer)?;
+        // It died in the handler of a fault, which has a stack of its own.
+        if self.fault.0 == tid && !(pointer..end).contains(&self.fault.1) {
+            self.copy_stack(tid, self.fault.1)?;
+        }
+        Ok(())
     }
 
-    /// Copies the pages from the stack pointer's up to the first that can't be read.
-    fn copy_stack(&mut self, tid: i32, pointer: u64) -> Result<(), Errno> {
+    /// Copies the pages from the stack pointer's up to the first that can't be read. Returns its address.
+    fn copy_stack(&mut self, tid: i32, pointer: u64) -> Result<u64, Errno> {
         if !self.reads {
             self.truncated |= crash::TRUNCATED_STACKS;
-            return Ok(());
+            return Ok(u64::MAX);
         }
         let mut address = pointer as usize & !(PAGE - 1);
         let (mut searched, mut copied) = (0, 0);
@@ -292,7 +303,7 @@ impl Tracer {
         if copied >= STACK {
             self.truncated |= crash::TRUNCATED_STACKS;
         }
-        outcome
+        outcome.map(|()| address as u64)
     }
 
     fn write(&self, kind: u32, tid: i32, value: u64, body: &[u8]) -> Result<(), Errno> {
@@ -367,6 +378,21 @@ fn seize(pid: i32) -> Result<bool, Fault<'static>> {
     // SAFETY: numbers only; it has not been reaped.
     unsafe { nestbox_sys::syscall!(libc::SYS_kill, pid, libc::SIGCONT) }.at(step, "kill", b"SIGCONT")?;
     Ok(true)
+}
+
+/// The general registers of a stopped thread, and how many bytes they are.
+fn registers_of(tid: i32) -> Result<([u8; REGISTERS], usize), Errno> {
+    let mut registers = [0_u8; REGISTERS];
+    let mut vector = libc::iovec { iov_base: registers.as_mut_ptr().cast(), iov_len: registers.len() };
+    // SAFETY: an iovec of ours.
+    unsafe { ptrace(PTRACE_GETREGSET, tid, NT_PRSTATUS as usize, &raw mut vector as usize) }?;
+    Ok((registers, vector.iov_len.min(REGISTERS)))
+}
+
+/// Whether the kernel sends a signal for what the thread itself has just tried.
+fn is_fault(signal: i32, info: &[u8; SIGINFO]) -> bool {
+    let code = i32::from_ne_bytes([info[8], info[9], info[10], info[11]]);
+    code > 0 && matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE | libc::SIGTRAP)
 }
 
 /// Continues a stopped thread, with a signal or none.

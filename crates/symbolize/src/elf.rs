@@ -100,8 +100,14 @@ impl Image {
                 .filter_map(|symbol| Some((symbol.address(), symbol.size(), symbol.name().ok()?)))
                 .filter(|(_, _, name)| !name.is_empty())
                 .collect();
-            // Of those at one address the last one counts: the longest, and the first by name.
-            all.sort_unstable_by(|left, right| (left.0, left.1, right.2).cmp(&(right.0, right.1, left.2)));
+            // Of those at one address the last one counts: the longest, the one that is meant for others (`socket`, not
+            // `__socket`), and the first by name.
+            let hidden = |name: &str| name.bytes().take_while(|&byte| byte == b'_').count();
+            all.sort_unstable_by(|left, right| {
+                let order =
+                    |one: &(u64, u64, &str), other: &(u64, u64, &str)| (one.0, one.1, hidden(other.2));
+                order(left, right).cmp(&order(right, left)).then_with(|| right.2.cmp(left.2))
+            });
             all
         })
     }
@@ -153,6 +159,15 @@ impl Module {
             debug_frame,
             ..ExplicitModuleSectionInfo::default()
         }
+    }
+
+    /// Whether this code is in the file at an address in memory.
+    pub(crate) fn has_code(&self, address: u64, code: &[u8]) -> bool {
+        let at = |(range, text): (Range<u64>, &'static [u8])| {
+            let from = usize::try_from(address.wrapping_sub(self.bias).checked_sub(range.start)?).ok()?;
+            text.get(from..from.checked_add(code.len())?)
+        };
+        self.range.contains(&address) && self.image.section(".text").and_then(at) == Some(code)
     }
 
     /// What stands at an address in memory: the function there, and before it those that were inlined into it.

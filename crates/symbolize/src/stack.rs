@@ -1,7 +1,5 @@
 //! Unwinding: from registers, stacks and unwind tables to addresses of code.
 
-use std::borrow::Cow;
-
 #[cfg(target_arch = "aarch64")]
 use framehop::aarch64::{CacheAarch64 as Cache, PtrAuthMask, UnwindRegsAarch64, UnwinderAarch64 as Machine};
 #[cfg(target_arch = "x86_64")]
@@ -34,47 +32,82 @@ pub(crate) fn program_counter(registers: &[u8]) -> u64 {
 /// Knows all the tables.
 pub(crate) struct Unwinder<'a> {
     capture: &'a Capture<'a>,
+    modules: &'a [Module],
     machine: Machine<&'static [u8]>,
     cache: Cache,
 }
 
 impl<'a> Unwinder<'a> {
-    pub(crate) fn new(capture: &'a Capture<'a>, modules: &[Module]) -> Self {
+    pub(crate) fn new(capture: &'a Capture<'a>, modules: &'a [Module]) -> Self {
         let mut machine = Machine::new();
         for module in modules {
             let tables = Tables::new(String::new(), module.range.clone(), module.bias, module.unwind_info());
             machine.add_module(tables);
         }
-        Self { capture, machine, cache: Cache::new() }
+        Self { capture, modules, machine, cache: Cache::new() }
     }
 
     /// The calls of a thread, innermost first; at most so many, and whether there are more.
     pub(crate) fn calls(&mut self, registers: &[u8], most: usize) -> (Vec<Call>, bool) {
         let capture = self.capture;
-        let mut registers = Cow::Borrowed(registers);
         let mut calls = Vec::new();
-        let at = program_counter(&registers);
+        let at = program_counter(registers);
+        let mut frame = FrameAddress::from_instruction_pointer(at);
+        let mut state = unwind_registers(registers);
         // Called through a pointer that led nowhere: goes on as if that call had returned at once.
-        let returned = if is_code(capture, at) { None } else { after_return(&registers, capture) };
-        if let Some(returned) = returned.filter(|returned| is_code(capture, program_counter(returned))) {
+        let returned = if is_code(capture, at) { None } else { after_return(registers, capture) };
+        if let Some(returned) = returned.filter(|returned| is_code(capture, program_counter(returned)))
+            && let Some(caller) = FrameAddress::from_return_address(program_counter(&returned))
+        {
             calls.push(Call { address: at, lookup: at });
-            registers = Cow::Owned(returned);
+            (frame, state) = (caller, unwind_registers(&returned));
         }
         let mut read = |address| capture.word(address).ok_or(());
-        let start = program_counter(&registers);
-        let regs = unwind_registers(&registers);
-        let mut frames = self.machine.iter_frames(start, regs, &mut self.cache, &mut read);
-        // An error is the end of what can be known.
-        while let Ok(Some(frame)) = frames.next() {
+        loop {
             if calls.len() == most {
                 return (calls, true);
             }
-            let is_return =
-                calls.len() == 1 && start != at || matches!(frame, FrameAddress::ReturnAddress(_));
-            let address = frame.address();
-            calls.push(Call { address, lookup: if is_return { address.wrapping_sub(1) } else { address } });
+            let (address, lookup) = (frame.address(), frame.address_for_lookup());
+            // What a signal interrupted did not call its handler: the kernel wrote down where to go on.
+            if let Some(interrupted) = self.interrupted(address, &state) {
+                calls.push(Call { address, lookup: address });
+                frame = FrameAddress::from_instruction_pointer(interrupted.ip());
+                state = interrupted;
+                continue;
+            }
+            calls.push(Call { address, lookup });
+            // An error is the end of what can be known.
+            let caller = self.machine.unwind_frame(frame, &mut state, &mut self.cache, &mut read);
+            let Some(caller) = caller.ok().flatten().and_then(FrameAddress::from_return_address) else {
+                return (calls, false);
+            };
+            frame = caller;
         }
-        (calls, false)
+    }
+
+    /// The registers of what a signal interrupted, if `address` is where its handler returns to: they are on the stack then,
+    /// in a `ucontext_t`.
+    #[cfg(target_arch = "x86_64")]
+    fn interrupted(&self, address: u64, handler: &UnwindRegsX86_64) -> Option<UnwindRegsX86_64> {
+        /// `mov $15, %rax; syscall`, which is rt_sigreturn(2), as debuggers know it.
+        const RETURN: &[u8] = &[0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05];
+        /// `uc_mcontext.gregs`, and what of it says where the program was.
+        const GENERAL: u64 = 40;
+        const RBP: u64 = 10;
+        const RSP: u64 = 15;
+        const RIP: u64 = 16;
+        if !self.modules.iter().any(|module| module.has_code(address, RETURN)) {
+            return None;
+        }
+        let saved = |index: u64| self.capture.word(handler.sp().checked_add(GENERAL + index * 8)?);
+        Some(UnwindRegsX86_64::new(saved(RIP)?, saved(RSP)?, saved(RBP)?))
+    }
+
+    /// Here the kernel's own code is returned to, which is in no file.
+    #[cfg(target_arch = "aarch64")]
+    #[expect(clippy::unused_self, reason = "other machines look at the files")]
+    fn interrupted(&self, _address: u64, _handler: &UnwindRegsAarch64) -> Option<UnwindRegsAarch64> {
+        None
     }
 }
 
