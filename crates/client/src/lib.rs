@@ -17,6 +17,7 @@
 //! | `failure`, `hints`, `blockers` | what went wrong and what to do |
 //! | `doctor` | whether sandboxes can be launched here, and what keeps them from it |
 
+mod admission;
 mod blockers;
 mod capture;
 mod channel;

@@ -28,6 +28,7 @@ use nestbox_sys::packet::MessageError;
 use nestbox_sys::{Errno, process, socket};
 use nix::unistd::{getegid, geteuid};
 
+use crate::admission::Admission;
 use crate::capture::READ_SIZE;
 use crate::channel::{Channel, PassedFd};
 use crate::failure::{Code, Failure};
@@ -153,12 +154,15 @@ pub struct Client {
     pub(crate) initial: Initial,
     templates: Templates,
     pub(crate) networks: Networks,
+    pub(crate) admission: Admission,
+    /// Its turns are being given.
+    admitting: bool,
     binds: HashMap<u64, BindAsked>,
     /// Control sockets of zygotes for which a request waits for room.
     waiting_zygotes: HashMap<u64, Channel>,
     pub(crate) launches: HashMap<u64, Launch>,
     /// Launches whose results are told, and which still hold what they had: see [`Client::tidy`].
-    over: Vec<Launch>,
+    over: Vec<(u64, Launch)>,
     pub(crate) preparations: HashMap<u64, Preparation>,
     symbolizer: Image,
     /// The launches that make sense of a crash, and whose.
@@ -235,6 +239,8 @@ impl Client {
             initial: Initial::None,
             templates: Templates::new(options.max_templates),
             networks: Networks::new(options.network_pool),
+            admission: Admission::new(),
+            admitting: false,
             binds: HashMap::new(),
             waiting_zygotes: HashMap::new(),
             launches: HashMap::new(),
@@ -369,6 +375,7 @@ impl Client {
         self.dying = None;
         self.initial = Initial::None;
         self.networks.clear();
+        self.admission.clear();
         drop(self.templates.clear());
         self.binds.clear();
         self.waiting_zygotes.clear();

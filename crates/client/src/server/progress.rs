@@ -72,7 +72,46 @@ impl Client {
                 }
             }
         }
+        if let Some(id) = template
+            && !self.has_warm(id)
+        {
+            let admitted = self.admission.enter(id, token, process::monotonic_ns());
+            if let Some(due) = self.admission.due() {
+                self.set_timer(due);
+            }
+            if !admitted {
+                return Ok(());
+            }
+        }
         self.transmit(token)
+    }
+
+    /// Whether there is a nest for a launch of this template already.
+    fn has_warm(&self, id: u64) -> bool {
+        self.templates.get(id).is_some_and(|template| template.nests.len() > 0)
+    }
+
+    /// A launch needs its place no longer: others may be set up.
+    pub(super) fn make_place(&mut self, token: u64) {
+        self.admission.leave(token);
+        self.admit();
+    }
+
+    /// Sends those that there are places for. One that fails makes a place itself, for which this is not entered again: there
+    /// may be thousands.
+    fn admit(&mut self) {
+        if std::mem::replace(&mut self.admitting, true) {
+            return;
+        }
+        while let Some(token) = self.admission.next(process::monotonic_ns()) {
+            self.advance(token);
+            let waits = |launch: &Launch| matches!(launch.stage, Stage::Pending(_));
+            if self.launches.get(&token).is_none_or(waits) {
+                // It is over, or something else that it needs has gone; then it comes again.
+                self.admission.leave(token);
+            }
+        }
+        self.admitting = false;
     }
 
     /// Sends a launch that has all it needs.
@@ -192,6 +231,7 @@ impl Client {
             let failure = if outside { failure } else { hints::advise(failure) };
             self.release(launch);
             self.push(Event::Failed { token, failure });
+            self.make_place(token);
         }
     }
 
@@ -246,7 +286,11 @@ impl Client {
         let nests = self.templates.iter().filter_map(|template| template.nests.next_expiry()).min();
         let networks = self.networks.trim(now);
         self.tend_networks();
-        if let Some(due) = outputs.into_iter().chain(nests).chain(refills).chain(networks).min() {
+        self.admission.expire(now);
+        self.admit();
+        let places = self.admission.due();
+        if let Some(due) = outputs.into_iter().chain(nests).chain(refills).chain(networks).chain(places).min()
+        {
             self.set_timer(due);
         }
     }
@@ -353,14 +397,15 @@ impl Client {
         }
         let ended = Box::new(launch.conclude(message, outputs));
         self.push(Event::Ended { token, ended });
-        self.over.push(launch);
+        self.over.push((token, launch));
     }
 
     /// Gives back what the launches held that have ended. Whoever waits for their results comes first, so this is called
     /// when those have been told, and before whatever may need what is given back.
     pub fn tidy(&mut self) {
-        while let Some(launch) = self.over.pop() {
+        while let Some((token, launch)) = self.over.pop() {
             self.release(launch);
+            self.make_place(token);
         }
     }
 }

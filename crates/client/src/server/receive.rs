@@ -404,6 +404,7 @@ impl Client {
                 let pid = if in_pid_namespace { sender } else { started.pid };
                 (launch.pid, launch.started) = (pid, true);
                 self.push(Event::Started { token, pid });
+                self.make_place(token);
             }
             Some(launch_event::Kind::Ended(ended)) if ended.named => {
                 if launch.started || !in_pid_namespace {
