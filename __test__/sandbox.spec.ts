@@ -268,3 +268,29 @@ test('a protection that can not be had makes launches fail', async (t) => {
   const { isolation } = await (await Sandbox.create(policy('host-system'))).run('true')
   t.false(isolation.coreScheduling)
 })
+
+test('a sandbox that floods the fork server does not hold up another', async (t) => {
+  const server = await ForkServer.start()
+  t.teardown(() => server.destroy())
+  const flooded = await Sandbox.create(policy('host-system').hostname('flooded'), { server, warm: 0 })
+  const other = await Sandbox.create(policy('host-system').hostname('other'), { server, warm: 0 })
+  let done = 0
+  const flood = Array.from({ length: 200 }, async () => {
+    const { failed } = await flooded.run('true')
+    done += 1
+    return failed
+  })
+  t.false((await other.run('true')).failed)
+  t.true(done < 100, `${done} of the 200 that were asked for first came first`)
+  t.deepEqual(new Set(await Promise.all(flood)), new Set([false]))
+})
+
+test('programs that run are no reason for others to wait', async (t) => {
+  await using sandbox = await Sandbox.create(undefined, { warm: 0 })
+  const running = await Promise.all(Array.from({ length: 64 }, () => sandbox.spawn('sleep', ['60'])))
+  t.is(sandbox.stats().running, 64)
+  t.false((await sandbox.run('true')).failed)
+  for (const sandboxee of running) sandboxee.kill()
+  const ended = await Promise.all(running.map(({ result }) => result))
+  t.true(ended.every(({ status }) => status === 'killed'))
+})
