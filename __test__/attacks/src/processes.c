@@ -202,7 +202,9 @@ static void bomb(const char *how) {
   for (;;) {
     pid_t child = strcmp(how, "vfork") == 0 ? vfork() : fork();
     if (child == 0 && strcmp(how, "vfork") == 0) _exit(0);
-    if (child == 0 && strcmp(how, "orphans") == 0) setsid();
+    if (child == 0 && strcmp(how, "vfork") != 0 && strcmp(how, "fork") != 0) setsid();
+    // A patient one leaves others the time to look at it.
+    if (child < 0 && strcmp(how, "patient") == 0) usleep(20000);
   }
 }
 
