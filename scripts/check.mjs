@@ -15,6 +15,8 @@ const steps = [
   ['api reference', process.execPath, [path.join(root, 'scripts', 'docs.mjs'), '--check']],
   ['rustfmt', 'cargo', ['fmt', '--all', '--check']],
   ['clippy', 'cargo', ['clippy', '--workspace', '--all-targets', '--', '-D', 'warnings']],
+  // Run by a nightly compiler, but read by this one.
+  ['fuzz targets', 'cargo', ['check', '--manifest-path', 'fuzz/Cargo.toml', '--target-dir', 'target']],
   [
     'rustdoc',
     'cargo',

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
+use nestbox_policy::filter::Preset;
 use nestbox_policy::{
     Base, Dev, Encoding, Limits, MountEntry, MountPointKinds, Network, Policy, Proc, Syscalls, UnixSockets,
     User, check, tree,
@@ -115,7 +116,8 @@ fn policy(system: bool, dev: bool, proc: bool, root_writable: bool, entries: &[E
         env: BTreeMap::new(),
         network: Network::None,
         unix_sockets: UnixSockets::None,
-        syscalls: Syscalls::Default,
+        syscalls: Syscalls::Preset(Preset::Default),
+        core_scheduling: false,
         limits: Limits::default(),
         require: Vec::new(),
     }
