@@ -467,14 +467,14 @@ test('an object that is frozen is believed only if nothing in it is computed', (
   const frozen = Object.freeze({ stdio: 'ignore' } as const)
   t.deepEqual([stdout(frozen), stdout(frozen)], [IGNORE, IGNORE])
 
-  let stdio: 'ignore' | 'pipe' = 'ignore'
+  let answer: 'ignore' | 'pipe' = 'ignore'
   const computed = Object.freeze({
     get stdio() {
-      return stdio
+      return answer
     },
   })
   t.deepEqual([stdout(computed), stdout(computed)], [IGNORE, IGNORE])
-  stdio = 'pipe'
+  answer = 'pipe'
   t.is(stdout(computed), CAPTURE)
 
   // A proxy of an object that is not frozen can't pass for frozen; of one that is, it can't answer anything else.
