@@ -35,8 +35,9 @@ const AUDIT_ARCH: u32 = 0xc000_00b7;
 
 /// The supervisor of one nest.
 pub(crate) struct Supervisor {
-    /// `None` once no process is under the filter any more.
-    listener: Option<OwnedFd>,
+    listener: OwnedFd,
+    /// Nobody is under its filter any more.
+    is_over: bool,
     mode: Supervision,
     /// A proc of the nest's pid namespace, if there is one.
     proc: Option<RawFd>,
@@ -65,7 +66,8 @@ impl Supervisor {
     pub(crate) fn new(listener: OwnedFd, mode: Supervision, proc: Option<RawFd>, reads: bool) -> Self {
         let learned = (mode == Supervision::Learn).then(Learned::new);
         let supervisor = Self {
-            listener: Some(listener),
+            listener,
+            is_over: false,
             mode,
             proc,
             reads,
@@ -86,7 +88,12 @@ impl Supervisor {
     /// What to poll for calls; -1: nothing, for no more are taken.
     pub(crate) fn poll_fd(&self) -> RawFd {
         let full = self.unsent.is_some() || self.asked.iter().all(Option::is_some);
-        self.listener.as_ref().filter(|_| !full).map_or(-1, AsRawFd::as_raw_fd)
+        if full || self.is_over { -1 } else { self.listener.as_raw_fd() }
+    }
+
+    /// Nobody is under the filter any more. It is not let go: its end has the kernel free it, for which the result would wait.
+    pub(crate) fn hung_up(&mut self) {
+        self.is_over = true;
     }
 
     /// Whether room on the launch socket is waited for.
@@ -99,15 +106,8 @@ impl Supervisor {
         (self.learned.as_mut().map(Learned::encode), self.violation.as_ref().map(Encoder::as_slice))
     }
 
-    /// The listener is ready: `events` of poll(2). `main` is the program's pid.
-    pub(crate) fn notified(&mut self, socket: BorrowedFd<'_>, main: i32, events: i16) -> Finding {
-        if events & libc::POLLIN == 0 {
-            if events & libc::POLLHUP != 0 {
-                // Nobody is under the filter any more.
-                self.listener = None;
-            }
-            return Finding::Nothing;
-        }
+    /// A call waits. `main` is the program's pid.
+    pub(crate) fn notified(&mut self, socket: BorrowedFd<'_>, main: i32) -> Finding {
         // SAFETY: all-zero is a valid seccomp_notif, and what the kernel wants to be given.
         let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
         match self.control(libc::SECCOMP_IOCTL_NOTIF_RECV as u32, &raw mut call as usize) {
@@ -190,9 +190,8 @@ impl Supervisor {
 
     /// ioctl(2) of the listener.
     fn control(&self, request: u32, argument: usize) -> SysResult {
-        let Some(listener) = &self.listener else { return Err(Errno::ENOENT) };
         // SAFETY: callers pass what the request takes: a number, or a struct of theirs.
-        unsafe { nestbox_sys::syscall!(libc::SYS_ioctl, listener.as_raw_fd(), request, argument) }
+        unsafe { nestbox_sys::syscall!(libc::SYS_ioctl, self.listener.as_raw_fd(), request, argument) }
     }
 
     /// ENOENT: whoever waited is gone, or was interrupted and will ask anew.

@@ -105,7 +105,11 @@ pub(crate) fn supervise(
         let due = [settle_at, running.allowance.next(), running.changes.next(), busy.then_some(0)];
         let until = due.into_iter().flatten().min();
         let Ready { message, child, room, call } = wait(socket, &running, until);
-        if (room || call != 0) && deal(nest, socket, &mut running, room, call) == Finding::Violation {
+        if let (Listener::HungUp, Some(supervisor)) = (call, &mut running.supervisor) {
+            supervisor.hung_up();
+        }
+        let called = call == Listener::Called;
+        if (room || called) && deal(nest, socket, &mut running, room, called) == Finding::Violation {
             break Verdict { violated: true, ..Verdict::default() };
         }
         if child
@@ -208,8 +212,17 @@ struct Ready {
     child: bool,
     /// On the socket, for what found none.
     room: bool,
-    /// What poll(2) says of the listener.
-    call: i16,
+    call: Listener,
+}
+
+/// What poll(2) says of the listener.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listener {
+    Silent,
+    /// A call waits.
+    Called,
+    /// Nobody can call any more.
+    HungUp,
 }
 
 /// Waits until `until` for a message, a child or a call that the filter stopped.
@@ -234,7 +247,11 @@ fn wait(socket: BorrowedFd<'_>, running: &Running<'_>, until: Option<u64>) -> Re
         message: message & !libc::POLLOUT != 0,
         child: child != 0,
         room: message & libc::POLLOUT != 0,
-        call,
+        call: match call {
+            0 => Listener::Silent,
+            events if events & libc::POLLIN != 0 => Listener::Called,
+            _ => Listener::HungUp,
+        },
     }
 }
 
@@ -245,7 +262,7 @@ fn deal(
     socket: BorrowedFd<'_>,
     running: &mut Running<'_>,
     room: bool,
-    call: i16,
+    called: bool,
 ) -> Finding {
     // Whoever is asked about a program has heard of it.
     report_start(nest, socket, running);
@@ -254,7 +271,7 @@ fn deal(
     if room {
         supervisor.has_room(socket, pid);
     }
-    if call == 0 { Finding::Nothing } else { supervisor.notified(socket, pid, call) }
+    if called { supervisor.notified(socket, pid) } else { Finding::Nothing }
 }
 
 /// What the host said.
