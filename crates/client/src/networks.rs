@@ -317,6 +317,8 @@ impl Networks {
 
     /// Forgets everything: the namespaces belong to initial namespaces that are gone.
     pub(crate) fn clear(&mut self) {
+        self.size = self.least;
+        self.trim = None;
         self.ready.clear();
         self.used.clear();
         self.checked.clear();
@@ -474,6 +476,19 @@ mod tests {
         assert_eq!((networks.size, networks.ready()), (1, 1));
         assert_eq!(ids(&networks.next_requests()), [2002]);
         assert!(networks.next_requests().is_empty());
+    }
+
+    #[test]
+    fn what_it_grew_by_is_forgotten_with_its_namespaces() {
+        let mut networks = full(1);
+        let _first = networks.take().expect("ready");
+        assert!(networks.take().is_none());
+        assert_eq!(ids(&networks.next_requests()), [2]);
+        made(&mut networks, 2);
+        let due = networks.trim_due().expect("it has grown");
+        let due = networks.trim(due).expect("one is always ready from now on");
+        networks.clear();
+        assert_eq!((networks.trim(due), networks.trim_due(), networks.size), (None, None, 1));
     }
 
     #[test]
