@@ -9,7 +9,20 @@
 import { constants } from 'node:os'
 
 import { ForkServer, Sandbox } from '../../index.ts'
-import { CALLS, ERRORS, judged, last, look, NONE, nothingLeft, refusing, shown, type Trial, x64 } from './faults.ts'
+import {
+  CALLS,
+  ERRORS,
+  judged,
+  last,
+  look,
+  NONE,
+  nothingLeft,
+  refusing,
+  shown,
+  type Trial,
+  trialOf,
+  x64,
+} from './faults.ts'
 
 const launchOptions = { binds: { '/point': '/usr/lib' }, files: { '/tmp/a/b': 'x' }, cwd: '/tmp' }
 
@@ -17,21 +30,13 @@ const launchOptions = { binds: { '/point': '/usr/lib' }, files: { '/tmp/a/b': 'x
  * Two launches on a fork server of its own, for which what the settings say is refused: one that prepares its nest with
  * all that there is to prepare, and one in a nest that was kept warm, if that could be had.
  */
-const attempt = async (): Promise<Trial> => {
-  let pid = 0
-  try {
-    await using server = await ForkServer.start()
-    pid = server.pid
-    await using sandbox = await Sandbox.create(shown(), { server })
+const attempt = (): Promise<Trial> =>
+  trialOf(shown(), {}, async (sandbox) => {
     const cold = await look(sandbox, launchOptions)
     await sandbox.warm(1)
     const warm = await look(sandbox, {})
-    const found = cold !== undefined && warm !== undefined ? { cold, warm } : undefined
-    return found === undefined ? { over: true, server: pid } : { found, server: pid }
-  } catch (error) {
-    return { error, server: pid }
-  }
-}
+    return cold !== undefined && warm !== undefined ? { cold, warm } : undefined
+  })
 
 x64('every refused call makes the launch fail with a reason, or changes nothing of the sandbox', async (t) => {
   t.timeout(600_000)

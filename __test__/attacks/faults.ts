@@ -16,7 +16,16 @@ import { setTimeout as delay } from 'node:timers/promises'
 
 import test, { type ExecutionContext } from 'ava'
 
-import { NestboxError, type LaunchOptions, policy, type Sandbox, type SpawnError } from '../../index.ts'
+import {
+  ForkServer,
+  type LaunchOptions,
+  NestboxError,
+  policy,
+  type PolicyBuilder,
+  Sandbox,
+  type SandboxOptions,
+  type SpawnError,
+} from '../../index.ts'
 import { have, until } from '../helpers.ts'
 import { family, fixture, forkServerFile, processTable, workshop } from '../invariants/support.ts'
 import { program } from './support.ts'
@@ -139,6 +148,24 @@ export interface Trial {
   /** It ended before it was looked at: the refusal is the program's own, too. */
   readonly over?: boolean
   readonly server: number
+}
+
+/** What `launches` finds on a fork server of its own, for which what the settings say is refused. */
+export const trialOf = async (
+  from: PolicyBuilder,
+  options: SandboxOptions,
+  launches: (sandbox: Sandbox) => Promise<Trial['found']>,
+): Promise<Trial> => {
+  let pid = 0
+  try {
+    await using server = await ForkServer.start()
+    pid = server.pid
+    await using sandbox = await Sandbox.create(from, { server, ...options })
+    const found = await launches(sandbox)
+    return found === undefined ? { over: true, server: pid } : { found, server: pid }
+  } catch (error) {
+    return { error, server: pid }
+  }
 }
 
 /** What the last look was at: a nest that was found warm, or not, and what its result said was skipped. */

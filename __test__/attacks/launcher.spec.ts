@@ -21,13 +21,12 @@ import {
   writeFileSync,
 } from 'node:fs'
 import path from 'node:path'
-import { setTimeout as delay } from 'node:timers/promises'
 
 import test, { type ExecutionContext } from 'ava'
 
 import { ForkServer, type Network, Sandbox } from '../../index.ts'
 import { ForkClient, forkRequest, mountTree } from '../../lib/sandbox2/index.ts'
-import { have, isRoot, scratch, until } from '../helpers.ts'
+import { delay, have, isRoot, scratch, until } from '../helpers.ts'
 import { family, fixture, forkServerFile, Host, root, survivors } from '../invariants/support.ts'
 import { attack, attackable, done, filters, inside, outside, program } from './support.ts'
 

@@ -23,6 +23,7 @@ import {
   refusing,
   shown,
   type Trial,
+  trialOf,
   x64,
 } from './faults.ts'
 
@@ -31,18 +32,7 @@ const CLONE_NEWNET = 0x40_00_00_00
 const call = (name: string): number => CALLS[name] ?? NONE
 
 /** One launch of this policy on a fork server of its own, in a nest that is made for it. */
-const attemptOf = async (from: PolicyBuilder): Promise<Trial> => {
-  let pid = 0
-  try {
-    await using server = await ForkServer.start()
-    pid = server.pid
-    await using sandbox = await Sandbox.create(from, { server, warm: 0 })
-    const found = await look(sandbox, {})
-    return found === undefined ? { over: true, server: pid } : { found, server: pid }
-  } catch (error) {
-    return { error, server: pid }
-  }
-}
+const attemptOf = (from: PolicyBuilder): Promise<Trial> => trialOf(from, { warm: 0 }, (sandbox) => look(sandbox, {}))
 
 x64('a network namespace that can not be made or joined fails its step, or the launch makes its own', async (t) => {
   t.timeout(600_000)

@@ -321,64 +321,47 @@ export const resourceUsage = (ended: NativeEnded): ResourceUsage => ({
   involuntaryContextSwitches: ended.involuntarySwitches,
 })
 
-const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSON): Isolation => {
-  const { context } = request
-  const enforced = limitsInForce(limits)
-  if (
-    shared !== undefined &&
-    shared.context === context &&
-    shared.isolation.limits === enforced &&
-    ended.skipped.length === 0 &&
-    isTheSame(shared.of, ended)
-  ) {
-    return shared.isolation
-  }
-  const made: Isolation = Object.freeze({
-    namespaces: ended.namespaces,
-    network: ended.network as Network,
-    syscalls: ended.filter as Isolation['syscalls'],
-    ...(ended.landlockAbi > 0 && { landlock: landlock(ended.landlockAbi, ended.landlockScopes) }),
-    noNewPrivs: ended.noNewPrivs,
-    coreScheduling: context.coreScheduling,
-    capabilities: context.isolated ? 'none' : 'inherited',
-    limits: enforced,
-    skipped: ended.skipped,
-  })
-  if (ended.skipped.length === 0) shared = { of: enforcedBy(ended), context, isolation: made }
-  return made
-}
-
-type Enforced = Pick<NativeEnded, 'namespaces' | 'network' | 'filter' | 'landlockAbi' | 'landlockScopes' | 'noNewPrivs'>
+const NOTHING_SKIPPED: readonly string[] = Object.freeze([])
 
 /** The last one that nothing was left out of: most launches are like the one before, and then so is this. */
-let shared:
-  | { readonly of: Enforced; readonly context: LaunchRequest['context']; readonly isolation: Isolation }
-  | undefined
+let lastIsolation: Isolation | undefined
 
-const enforcedBy = ({
-  namespaces,
-  network,
-  filter,
-  landlockAbi,
-  landlockScopes,
-  noNewPrivs,
-}: NativeEnded): Enforced => ({
-  namespaces,
-  network,
-  filter,
-  landlockAbi,
-  landlockScopes,
-  noNewPrivs,
-})
-
-/** The core has one array for each combination of namespaces. */
-const isTheSame = (one: Enforced, other: Enforced): boolean =>
-  one.namespaces === other.namespaces &&
-  one.network === other.network &&
-  one.filter === other.filter &&
-  one.landlockAbi === other.landlockAbi &&
-  one.landlockScopes === other.landlockScopes &&
-  one.noNewPrivs === other.noNewPrivs
+const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSON): Isolation => {
+  const { coreScheduling, isolated } = request.context
+  const { namespaces, network, filter: syscalls, landlockAbi, landlockScopes, noNewPrivs, skipped } = ended
+  const enforced = landlockAbi > 0 ? landlock(landlockAbi, landlockScopes) : undefined
+  const capabilities = isolated ? 'none' : 'inherited'
+  const inForceNow = limitsInForce(limits)
+  const known = lastIsolation
+  // The namespaces, what Landlock adds and the limits are made once for each combination that there is.
+  if (
+    known !== undefined &&
+    skipped.length === 0 &&
+    known.namespaces === namespaces &&
+    known.network === network &&
+    known.syscalls === syscalls &&
+    known.landlock === enforced &&
+    known.noNewPrivs === noNewPrivs &&
+    known.coreScheduling === coreScheduling &&
+    known.capabilities === capabilities &&
+    known.limits === inForceNow
+  ) {
+    return known
+  }
+  const made: Isolation = Object.freeze({
+    namespaces,
+    network: network as Network,
+    syscalls: syscalls as Isolation['syscalls'],
+    ...(enforced !== undefined && { landlock: enforced }),
+    noNewPrivs,
+    coreScheduling,
+    capabilities,
+    limits: inForceNow,
+    skipped: skipped.length === 0 ? NOTHING_SKIPPED : skipped,
+  })
+  if (skipped.length === 0) lastIsolation = made
+  return made
+}
 
 const landlocks = new Map<number, LandlockIsolation>()
 

@@ -154,7 +154,7 @@ pub struct Client {
     pub(crate) initial: Initial,
     templates: Templates,
     pub(crate) networks: Networks,
-    pub(crate) admission: Admission,
+    admission: Admission,
     /// Its turns are being given.
     admitting: bool,
     binds: HashMap<u64, BindAsked>,

@@ -21,6 +21,15 @@ pub(crate) struct Ended {
     pub(crate) status: i32,
 }
 
+impl Ended {
+    /// As the siginfo of a child that has ended tells.
+    fn of(info: &libc::siginfo_t) -> Self {
+        // SAFETY: waitid filled in a SIGCHLD siginfo.
+        let status = unsafe { info.si_status() };
+        Self { signaled: info.si_code != libc::CLD_EXITED, status }
+    }
+}
+
 /// What tells a supervisor that the fork server is dead.
 pub(crate) const PARENT_DIED: i32 = libc::SIGTERM;
 
@@ -59,9 +68,7 @@ pub(crate) fn alone(main: i32, loadavg: RawFd) -> Option<(Ended, libc::rusage)> 
     if unsafe { info.si_pid() } != main || last_number(loadavg) != Some(main) {
         return None;
     }
-    // SAFETY: as above.
-    let status = unsafe { info.si_status() };
-    Some((Ended { signaled: info.si_code != libc::CLD_EXITED, status }, usage))
+    Some((Ended::of(&info), usage))
 }
 
 /// The last field of `loadavg`.
@@ -100,12 +107,11 @@ pub(crate) fn reap(
         if pid == 0 {
             return false;
         }
-        // SAFETY: as above.
-        let status = unsafe { info.si_status() };
         if let Some(tracer) = tracer.as_deref_mut()
             && matches!(info.si_code, libc::CLD_TRAPPED | libc::CLD_STOPPED)
         {
-            tracer.stopped(pid, PROC_FD, status);
+            // For a stop it is the signal.
+            tracer.stopped(pid, PROC_FD, Ended::of(&info).status);
             quota = quota.saturating_sub(1);
             if quota == 0 && !block {
                 tracer.interrupted();
@@ -114,7 +120,7 @@ pub(crate) fn reap(
             continue;
         }
         if pid == main {
-            *ended = Some(Ended { signaled: info.si_code != libc::CLD_EXITED, status });
+            *ended = Some(Ended::of(&info));
         }
     }
 }

@@ -78,19 +78,34 @@ fn run_python(template: &OwnedFd, namespace: &Namespace, script: &str) {
     assert_eq!(run_in(template, namespace, &["python3", "-c", script]).ended.expect("ended").status, 0);
 }
 
+/// A keeper, and a template whose nests join what it makes; alive as long as the others are.
+struct Room {
+    keeper: OwnedFd,
+    template: OwnedFd,
+    _mounter: OwnedFd,
+    _server: Server,
+}
+
+impl Room {
+    fn open() -> Self {
+        let server = Server::start();
+        let (mounter, namespaces) = server.initialize().expect("initial namespaces");
+        let template = server.template(plan(), &namespaces).expect("template");
+        let keeper = keeper(&server, &namespaces);
+        Self { keeper, template, _mounter: mounter, _server: server }
+    }
+}
+
 #[test]
 fn a_namespace_is_as_new_until_somebody_uses_it() {
-    let server = Server::start();
-    let (_mounter, namespaces) = server.initialize().expect("initial namespaces");
-    let template = server.template(plan(), &namespaces).expect("template");
-    let keeper = keeper(&server, &namespaces);
+    let Room { template, keeper, .. } = &Room::open();
     let mut clean = 0;
     for id in 1..=50 {
-        let namespace = create(&keeper, id);
-        assert!(is_clean(&keeper, &namespace), "not even used");
+        let namespace = create(keeper, id);
+        assert!(is_clean(keeper, &namespace), "not even used");
         for _ in 0..5 {
-            assert_eq!(run_in(&template, &namespace, &["true"]).ended.expect("ended").status, 0);
-            clean += usize::from(is_clean(&keeper, &namespace));
+            assert_eq!(run_in(template, &namespace, &["true"]).ended.expect("ended").status, 0);
+            clean += usize::from(is_clean(keeper, &namespace));
         }
     }
     assert_eq!(clean, 250, "a program that opened no socket left a trace");
@@ -102,51 +117,45 @@ fn a_namespace_is_as_new_until_somebody_uses_it() {
     .into_iter()
     .zip(51..)
     {
-        let namespace = create(&keeper, id);
-        run_python(&template, &namespace, script);
-        assert!(!is_clean(&keeper, &namespace), "{script}");
-        assert!(!is_clean(&keeper, &namespace), "what was found used once stays so");
+        let namespace = create(keeper, id);
+        run_python(template, &namespace, script);
+        assert!(!is_clean(keeper, &namespace), "{script}");
+        assert!(!is_clean(keeper, &namespace), "what was found used once stays so");
     }
 }
 
 #[test]
 fn several_are_told_apart_in_one_answer() {
-    let server = Server::start();
-    let (_mounter, namespaces) = server.initialize().expect("initial namespaces");
-    let template = server.template(plan(), &namespaces).expect("template");
-    let keeper = keeper(&server, &namespaces);
-    let all: Vec<Namespace> = (1..=4).map(|id| create(&keeper, id)).collect();
+    let Room { template, keeper, .. } = &Room::open();
+    let all: Vec<Namespace> = (1..=4).map(|id| create(keeper, id)).collect();
     run_python(
-        &template,
+        template,
         &all[1],
         "import socket; socket.socket(socket.AF_INET, socket.SOCK_STREAM).connect_ex(('127.0.0.1', 9))",
     );
-    ask(&keeper, network_request::Kind::Forget(ForgetNetworks { ids: vec![4] }));
-    assert_eq!(check(&keeper, &[1, 2, 3, 4, 9]), (vec![1, 3], vec![2, 4, 9]));
-    assert_eq!(check(&keeper, &[1, 2, 3]), (vec![1, 3], vec![2]));
+    ask(keeper, network_request::Kind::Forget(ForgetNetworks { ids: vec![4] }));
+    assert_eq!(check(keeper, &[1, 2, 3, 4, 9]), (vec![1, 3], vec![2, 4, 9]));
+    assert_eq!(check(keeper, &[1, 2, 3]), (vec![1, 3], vec![2]));
 }
 
 /// A socket of any family that is alive makes a namespace used, whoever holds it: also one that is bound to nothing, and was
 /// passed out.
 #[test]
 fn a_namespace_with_a_socket_is_not_as_new() {
-    let server = Server::start();
-    let (_mounter, namespaces) = server.initialize().expect("initial namespaces");
-    let template = server.template(plan(), &namespaces).expect("template");
-    let keeper = keeper(&server, &namespaces);
+    let Room { template, keeper, .. } = &Room::open();
     let families =
         ["AF_UNIX, SOCK_STREAM", "AF_INET, SOCK_DGRAM", "AF_INET6, SOCK_STREAM", "AF_NETLINK, SOCK_RAW"];
     for (id, family) in (1..).zip(families) {
-        let namespace = create(&keeper, id);
+        let namespace = create(keeper, id);
         let (ours, theirs) = socket::seqpacket_pair().expect("socketpair");
         let script = format!(
             "from socket import *; s = socket({family}); send_fds(socket(fileno=3), [b'x'], [s.fileno()])"
         );
-        let outcome = run_with(&template, &namespace, &["python3", "-c", &script], &[theirs]);
+        let outcome = run_with(template, &namespace, &["python3", "-c", &script], &[theirs]);
         assert_eq!(outcome.ended.expect("ended").status, 0, "{family}");
         let mut passed = Vec::new();
         packet::receive(ours.as_fd(), &mut [0; 8], &mut passed, 0).expect("a socket");
         assert_eq!(passed.len(), 1);
-        assert!(!is_clean(&keeper, &namespace), "{family}");
+        assert!(!is_clean(keeper, &namespace), "{family}");
     }
 }

@@ -86,11 +86,6 @@ impl Client {
         self.transmit(token)
     }
 
-    /// Whether there is a nest for a launch of this template already.
-    fn has_warm(&self, id: u64) -> bool {
-        self.templates.get(id).is_some_and(|template| template.nests.len() > 0)
-    }
-
     /// A launch needs its place no longer: others may be set up.
     pub(super) fn make_place(&mut self, token: u64) {
         self.admission.leave(token);
