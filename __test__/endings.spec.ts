@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import test from 'ava'
 
 import { AbortError, policy, ProcessError, run, Sandbox, SpawnError } from '../index.ts'
-import { exists } from './helpers.ts'
+import { runs } from './helpers.ts'
 import { firstLine, sh, withProbe } from './inside.ts'
 
 // ---- by itself ----------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ test('aborted while it runs: it is dead when the promise rejects', async (t) => 
   const error = await t.throwsAsync(program.result, { instanceOf: AbortError })
   t.is(error?.cause, reason)
   t.like(error?.result, { status: 'killed', signal: 'SIGKILL', isCanceled: true, failed: true, stdout: 'partial' })
-  t.false(exists(program.pid))
+  t.false(runs(program.pid))
 })
 
 test('aborted at any moment, the promise rejects and the next launch works', async (t) => {

@@ -46,13 +46,17 @@ export const openDescriptors = (): Map<number, string> => {
   return found
 }
 
-/** Does a process with this id exist? */
-export const exists = (pid: number): boolean => {
+/**
+ * Does a process with this id run? One that has ended does not, though nobody may have asked for its status yet: a launch of one
+ * process is reported before that is done.
+ */
+export const runs = (pid: number): boolean => {
   try {
-    process.kill(pid, 0)
-    return true
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM'
+    const stat = readFileSync(`/proc/${pid}/stat`, 'latin1')
+    // `pid (name) state ...`, and a name may have parentheses, too.
+    return !'ZX'.includes(stat[stat.lastIndexOf(')') + 2] ?? '')
+  } catch {
+    return false
   }
 }
 

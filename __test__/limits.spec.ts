@@ -3,7 +3,7 @@
 import test from 'ava'
 
 import { policy, RequestError, run, Sandbox } from '../index.ts'
-import { exists } from './helpers.ts'
+import { runs } from './helpers.ts'
 import { sh, withProbe } from './inside.ts'
 
 const base = () => withProbe(policy('host-system'))
@@ -25,7 +25,7 @@ test('wallTime: the whole nest is killed when it is over', async (t) => {
   })
   t.true(result.durationMs >= 200)
   t.is(result.isolation.limits.wallTime, 200)
-  t.false(exists(result.pid))
+  t.false(runs(result.pid))
 })
 
 test('timeout is the same', async (t) => {
@@ -39,7 +39,7 @@ test('a blocked event loop does not stretch wallTime', async (t) => {
   const end = Date.now() + 400
   while (Date.now() < end);
   // Not a moment for any timer of the host's has passed.
-  t.false(exists(program.pid))
+  t.false(runs(program.pid))
   const result = await program.result
   t.like(result, { status: 'limit-exceeded', limit: 'wallTime' })
 })

@@ -7,7 +7,7 @@ import { hostname } from 'node:os'
 import test from 'ava'
 
 import { policy, run, Sandbox, unsandboxed } from '../index.ts'
-import { exists, isRoot } from './helpers.ts'
+import { isRoot, runs } from './helpers.ts'
 import { firstLine, probe, sh, shout, statusOf, withProbe } from './inside.ts'
 
 const env = { PATH: '/usr/bin:/bin' }
@@ -46,7 +46,7 @@ test("pid is the program's number on the host", async (t) => {
   t.is(seen['Name'], 'cat')
   sandboxee.stdin.end()
   t.is((await sandboxee.result).pid, sandboxee.pid)
-  t.false(exists(sandboxee.pid))
+  t.false(runs(sandboxee.pid))
 })
 
 test('it has a session and a process group of its own, and no terminal', async (t) => {

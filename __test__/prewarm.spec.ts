@@ -19,7 +19,7 @@ import {
   SpawnError,
   syscallFilter,
 } from '../index.ts'
-import { exists, scratch, until } from './helpers.ts'
+import { runs, scratch, until } from './helpers.ts'
 import { descriptors, family, processTable, statusLine } from './invariants/support.ts'
 
 /** Reads its work to the end, and says it in brackets. */
@@ -174,7 +174,7 @@ test('spawn takes one, with or without work', async (t) => {
   const prewarm = { file: 'bash', args: ['-c', 'read line <&1023; echo "$$ $line" >&1023; read line <&1023; exit 7'] }
   const { sandbox, ready } = await prewarmed(t, prewarm)
   const talking = await sandbox.spawn(prewarm.file, prewarm.args, { comms: true })
-  t.true(exists(talking.pid))
+  t.true(runs(talking.pid))
   talking.comms.write('hello\n')
   const answer = await new Promise((resolve) => {
     talking.comms.once('data', (data: Buffer) => resolve(data.toString()))
@@ -291,7 +291,7 @@ test('the wall clock begins with the work', async (t) => {
   const [pid = 0] = named(server, 'bash')
   // Longer than the policy lets a launch run.
   await after(2000)
-  t.true(exists(pid))
+  t.true(runs(pid))
   t.like(sandbox.stats().prewarm, { ready: 1, died: 0 })
   const within = await sandbox.run('bash', prewarm.args, { work: 'sleep 0.1; echo done' })
   t.like(within, { exitCode: 0, stdout: 'done', pid })
@@ -447,7 +447,7 @@ test.serial('what waits ends with its sandbox', async (t) => {
     const before = openPipes()
     // oxlint-disable-next-line no-await-in-loop
     await sandbox[end]()
-    t.deepEqual(pids.filter(exists), [], end)
+    t.deepEqual(pids.filter(runs), [], end)
     t.is(sandbox.stats().prewarm.ready, 0)
     // The host's ends of three programs' stdout and stderr.
     // oxlint-disable-next-line no-await-in-loop
@@ -477,7 +477,7 @@ test('a fork server that is closed does not wait for what waits', async (t) => {
   const pids = named(server, 'bash')
   t.is(pids.length, 2)
   await server.close()
-  t.true(await until(() => !pids.some(exists)))
+  t.true(await until(() => !pids.some(runs)))
   await t.throwsAsync(sandbox.run('bash', ECHO.args, { work: 'x' }), { code: 'ERR_NESTBOX_CLOSED' })
   await sandbox.close()
 })
@@ -486,7 +486,7 @@ test('a fork server that dies takes them along; the next launch brings others', 
   const { server, sandbox, ready } = await prewarmed(t, ECHO)
   const pids = named(server, 'bash')
   process.kill(server.pid, 'SIGKILL')
-  t.true(await until(() => !pids.some(exists)))
+  t.true(await until(() => !pids.some(runs)))
   t.true(await until(() => sandbox.stats().prewarm.ready === 0))
   t.is((await sandbox.run('bash', ECHO.args, { work: 'cold' })).stdout, '[cold]')
   t.true(await ready())

@@ -12,7 +12,7 @@ import {
   Sandbox,
   SpawnError,
 } from '../index.ts'
-import { exists } from './helpers.ts'
+import { runs } from './helpers.ts'
 import { firstLine } from './inside.ts'
 
 // ---- queue --------------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ test("destroy() kills its own launches, turns away those that wait, and no one e
   const queued = sandbox.run('true')
   queued.catch(() => {})
   await sandbox.destroy()
-  t.false(exists(running.pid))
+  t.false(runs(running.pid))
   t.like(await running.result, { status: 'killed', signal: 'SIGKILL' })
   t.is((await t.throwsAsync(queued, { instanceOf: NestboxError }))?.code, 'ERR_NESTBOX_CLOSED')
   bystander.stdin.write('alive\n')
@@ -132,9 +132,9 @@ test('await using', async (t) => {
   {
     await using sandbox = await Sandbox.create()
     ;({ pid } = await sandbox.spawn('sleep', ['60']))
-    t.true(exists(pid))
+    t.true(runs(pid))
   }
-  t.false(exists(pid))
+  t.false(runs(pid))
 })
 
 // ---- accounts -----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import {
   type RequestDescriptors,
 } from '../lib/sandbox2/index.ts'
 import { ForkServer, policy, RequestError, Sandbox } from '../index.ts'
-import { exists, have, isRoot, scratch, until } from './helpers.ts'
+import { have, isRoot, runs, scratch, until } from './helpers.ts'
 import { family, fixture, processOf } from './invariants/support.ts'
 
 const compiled = have('gcc') ? test : test.skip
@@ -229,7 +229,7 @@ compiled('a network namespace of the fork server is the same for all who share i
   // After the fork server died nothing of the old one is used again, and everything works.
   const { pid } = server
   process.kill(pid, 'SIGKILL')
-  await until(() => !exists(pid))
+  await until(() => !runs(pid))
   await until(async () => {
     try {
       return (await net('shared-per-forkserver')) !== ''
@@ -310,19 +310,19 @@ compiled('a reply kills, and its disposal does', async (t) => {
     const plain = mode === 'fork-execve'
     const request = plain ? forkRequest().mode(mode).args(fixture('stubborn')).build() : base.mode(mode).build()
     const reply = await client.sendRequest(request)
-    t.true(exists(reply.pid))
+    t.true(runs(reply.pid))
     t.true(reply.kill('SIGTERM'))
-    t.true(exists(reply.pid), 'it ignores that')
+    t.true(runs(reply.pid), 'it ignores that')
     t.true(reply.kill())
     t.like(await reply.exited, { status: 'signaled', signal: 'SIGKILL' }, mode)
-    t.false(exists(reply.pid))
+    t.false(runs(reply.pid))
     t.false(reply.kill())
     let pid = 0
     {
       await using disposed = await client.sendRequest(request)
       ;({ pid } = disposed)
     }
-    t.false(exists(pid), mode)
+    t.false(runs(pid), mode)
   }
 })
 

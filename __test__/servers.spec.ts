@@ -8,7 +8,7 @@ import test from 'ava'
 import { ForkServer, ForkServerError, NestboxError, policy, RequestError, run, Sandbox } from '../index.ts'
 import { nativePolicy } from '../lib/policy/policy.ts'
 import type { RunningForkServer } from '../lib/server.ts'
-import { delay, exists, isRoot, until } from './helpers.ts'
+import { delay, runs, isRoot, until } from './helpers.ts'
 import { firstLine, statusOf } from './inside.ts'
 
 const env = { PATH: '/usr/bin:/bin' }
@@ -27,9 +27,9 @@ test('several fork servers, each with its own namespaces', async (t) => {
   t.is(new Set(networks).size, 3)
   await servers[0]?.destroy()
   t.like(await holders[0]?.result, { status: 'killed' })
-  t.true(exists(holders[1]?.pid ?? 0))
+  t.true(runs(holders[1]?.pid ?? 0))
   await Promise.all(servers.map((server) => server.destroy()))
-  for (const holder of holders) t.false(exists(holder.pid))
+  for (const holder of holders) t.false(runs(holder.pid))
   t.true(await until(() => servers.every(({ pid }) => pid === 0)))
 })
 
@@ -76,11 +76,11 @@ test('killed: what it ran is lost and dead, the next call starts a new one', asy
   t.regex(error?.message ?? '', /^The fork server died\. .*; the next call starts a new one\.$/)
   t.is(error?.step, undefined)
   await t.throwsAsync(bare.result, { instanceOf: ForkServerError })
-  t.true(await until(() => !exists(running.pid) && !exists(bare.pid)))
+  t.true(await until(() => !runs(running.pid) && !runs(bare.pid)))
   t.false(running.kill())
   t.is((await sandbox.run('echo', ['again'])).stdout, 'again')
   t.not(server.pid, first)
-  t.true(exists(server.pid))
+  t.true(runs(server.pid))
   t.is(server.stats().starts, 2)
 })
 
@@ -148,14 +148,14 @@ test('close() waits for what runs; destroy() does not', async (t) => {
   const { pid } = server
   await server.close()
   t.is((await result).status, 'exited')
-  t.true(await until(() => !exists(pid)))
+  t.true(await until(() => !runs(pid)))
   const refused = await t.throwsAsync(server.unsandboxed.run('true', [], { env }), { instanceOf: NestboxError })
   t.is(refused?.code, 'ERR_NESTBOX_CLOSED')
   const other = await ForkServer.start()
   const sandbox = await Sandbox.create(policy('host-system'), { server: other })
   const program = await sandbox.spawn('sleep', ['60'])
   await other.destroy()
-  t.false(exists(program.pid))
+  t.false(runs(program.pid))
   t.is((await program.result).status, 'killed')
   await other.destroy()
   await server.destroy()
@@ -233,9 +233,9 @@ test('a worker that is terminated leaves no sandboxee, and harms nobody', async 
   const worker = inWorker('spawn')
   const pids = (await message(worker)) as number[]
   const here = await (await Sandbox.create()).spawn('cat', [], { stdin: 'pipe' })
-  for (const pid of pids) t.true(exists(pid))
+  for (const pid of pids) t.true(runs(pid))
   await worker.terminate()
-  t.true(await until(() => pids.every((pid) => !exists(pid))))
+  t.true(await until(() => pids.every((pid) => !runs(pid))))
   here.stdin.end('alive\n')
   t.is(await firstLine(here), 'alive')
 })

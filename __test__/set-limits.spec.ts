@@ -13,7 +13,7 @@ import {
   unsandboxed,
 } from '../index.ts'
 import { flightOf } from '../lib/launch/sandboxee.ts'
-import { delay, exists } from './helpers.ts'
+import { delay, runs } from './helpers.ts'
 import { firstLine, withProbe } from './inside.ts'
 
 const base = () => withProbe(policy('host-system'))
@@ -50,7 +50,7 @@ test('wallTime: one that has passed ends the program at once', async (t) => {
   t.like(result, { status: 'limit-exceeded', limit: 'wallTime', signal: 'SIGKILL', timedOut: true })
   t.is(result.isolation.limits.wallTime, 1)
   t.true(result.durationMs < 30_000)
-  t.false(exists(program.pid))
+  t.false(runs(program.pid))
 })
 
 test('wallTime: counts from exec, whenever it is set', async (t) => {

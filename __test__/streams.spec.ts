@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import test from 'ava'
 
 import { ExecError, policy, RequestError, Sandbox } from '../index.ts'
-import { exists, until } from './helpers.ts'
+import { runs, until } from './helpers.ts'
 import { firstLine, withProbe } from './inside.ts'
 
 const MiB = 1024 ** 2
@@ -23,7 +23,7 @@ const text = async (stream: AsyncIterable<Buffer>): Promise<string> => {
 
 test('a dialogue with a running program', async (t) => {
   const cat = await (await sandbox()).spawn('cat', [], { stdin: 'pipe' })
-  t.true(exists(cat.pid))
+  t.true(runs(cat.pid))
   t.is((cat as { then?: unknown }).then, undefined)
   const lines = cat.lines()[Symbol.asyncIterator]()
   for (const word of ['one', 'two', 'three']) {
@@ -180,7 +180,7 @@ test('kill() takes the whole nest', async (t) => {
   t.true(program.kill())
   const result = await program.result
   t.like(result, { status: 'killed', signal: 'SIGKILL', failed: true, timedOut: false, isCanceled: false })
-  t.false(exists(result.pid))
+  t.false(runs(result.pid))
   t.false(program.kill(), 'there is nothing left to kill')
   t.false(program.kill('SIGTERM'))
 })
@@ -219,9 +219,9 @@ test('disposal kills, and waits until it is dead', async (t) => {
   {
     await using program = await box.spawn('sleep', ['100'])
     ;({ pid } = program)
-    t.true(exists(pid))
+    t.true(runs(pid))
   }
-  t.false(exists(pid))
+  t.false(runs(pid))
   const program = await box.spawn('true')
   await program.result
   await program[Symbol.asyncDispose]()
@@ -231,7 +231,7 @@ test('disposal kills, and waits until it is dead', async (t) => {
 
 test('a program that is gone before anybody looks', async (t) => {
   const program = await (await sandbox()).spawn('sh', ['-c', 'exit 7'])
-  t.true(await until(() => !exists(program.pid)))
+  t.true(await until(() => !runs(program.pid)))
   t.like(await program.result, { status: 'exited', exitCode: 7 })
   t.false(program.kill())
 })
@@ -247,7 +247,7 @@ test('a result that nobody looks at raises nothing', async (t) => {
   }
   process.on('unhandledRejection', count)
   const program = await (await sandbox()).spawn('false', [], { reject: true })
-  await until(() => !exists(program.pid))
+  await until(() => !runs(program.pid))
   await sleep(20)
   process.off('unhandledRejection', count)
   t.is(raised, 0)

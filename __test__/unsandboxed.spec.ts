@@ -6,7 +6,7 @@ import path from 'node:path'
 import test from 'ava'
 
 import { ExecError, RequestError, SpawnError, unsandboxed } from '../index.ts'
-import { exists, scratch } from './helpers.ts'
+import { runs, scratch } from './helpers.ts'
 import { firstLine, probe, statusOf } from './inside.ts'
 
 const env = { PATH: process.env['PATH'] ?? '/usr/bin:/bin' }
@@ -108,14 +108,14 @@ test('streams and signals', async (t) => {
   const cat = await unsandboxed.spawn('cat', [], { env, stdin: 'pipe' })
   cat.stdin.write('x\n')
   t.is(await firstLine(cat), 'x')
-  t.true(exists(cat.pid))
+  t.true(runs(cat.pid))
   t.true(cat.kill('SIGTERM'))
   t.like(await cat.result, { status: 'killed', signal: 'SIGTERM' })
 })
 
 test('what the program leaves behind is killed with it', async (t) => {
   const { stdout } = await unsandboxed.run('sh', ['-c', 'sleep 60 > /dev/null 2>&1 & echo $!'], { env })
-  t.false(exists(Number(stdout)))
+  t.false(runs(Number(stdout)))
 })
 
 test('limits of the process', async (t) => {

@@ -6,7 +6,7 @@ import path from 'node:path'
 import type { Duplex } from 'node:stream'
 
 import { ExecError, ForkServer, policy, type PolicyBuilder, RequestError, Sandbox, SpawnError } from '../index.ts'
-import { exists, isRoot, scratch, until } from './helpers.ts'
+import { isRoot, runs, scratch, until } from './helpers.ts'
 import { family, survivors } from './invariants/support.ts'
 
 /** A sandbox with warm nests, on a fork server of its own. */
@@ -86,7 +86,7 @@ test('binds, files, input, outputs and passed descriptors of a launch', async (t
   t.is(result.stdout, '2 bound written typed')
   t.is(Buffer.from(result.outputs.out).toString(), '2 bound written typed\n')
   t.true(result.timings.warm)
-  t.true(result.pid > 0 && !exists(result.pid))
+  t.true(result.pid > 0 && !runs(result.pid))
 
   await ready()
   const streams = await sandbox.spawn('sh', ['-c', 'read line <&5; echo "got $line" >&5'], {
@@ -283,7 +283,7 @@ test('a fork server that died takes them along', async (t) => {
   const { server, sandbox } = await warmed(t, { warm: 2 })
   const members = family(server.pid)
   process.kill(server.pid, 'SIGKILL')
-  t.true(await until(() => members.every(({ pid }) => !exists(pid))))
+  t.true(await until(() => members.every(({ pid }) => !runs(pid))))
   t.true(await until(() => server.stats().warmNests === 0))
   t.is((await sandbox.run('echo', ['fine'])).stdout, 'fine')
 })

@@ -9,7 +9,7 @@ import { createInterface } from 'node:readline'
 import { setTimeout as delay } from 'node:timers/promises'
 
 import { ForkServer, Sandbox } from '../../index.ts'
-import { BOUNDED, exists, isRoot, until } from '../helpers.ts'
+import { BOUNDED, runs, isRoot, until } from '../helpers.ts'
 import { family, processOf } from '../invariants/support.ts'
 import { alive, attack, attackable, done, filters, inside, outside, program, victim } from './support.ts'
 
@@ -33,7 +33,7 @@ for (const filter of filters) {
       t.deepEqual(done(await inside(sandbox, ['processes', 'reach', String(pid)])), [], String(pid))
     }
     t.true(alive(host))
-    t.true(exists(neighbour.pid))
+    t.true(runs(neighbour.pid))
     t.is((await sandbox.run('/attack', ['files', 'ids'])).status, 'exited')
     neighbour.kill()
     t.is((await neighbour.result).status, 'killed')
@@ -57,7 +57,7 @@ for (const filter of filters) {
     await delay(50)
     t.true(alive(host))
     t.is(processOf(host.pid ?? 0)?.nice, before)
-    t.true(exists(neighbour.pid))
+    t.true(runs(neighbour.pid))
     neighbour.kill()
     await neighbour.result
   })
@@ -167,6 +167,6 @@ attack('bombs are contained, others launch meanwhile, and one kill ends them', a
     // The exec bomb's first process may have come to the end of its chain.
     t.true(['killed', 'exited'].includes((await bomb.result).status), kind)
     t.true(performance.now() - start < BOUNDED, `${kind}: ${performance.now() - start} ms`)
-    t.true(await until(() => !exists(bomb.pid)))
+    t.true(await until(() => !runs(bomb.pid)))
   }
 })

@@ -9,7 +9,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import test from 'ava'
 
 import { Sandbox } from '../../index.ts'
-import { exists } from '../helpers.ts'
+import { runs } from '../helpers.ts'
 import { alive, attack, attackable, type Filter, filters, machine, type Outcomes, victim } from './support.ts'
 
 const isX64 = process.arch === 'x64'
@@ -49,7 +49,7 @@ const surviving = (title: string, body: (t: Parameters<Parameters<typeof attack>
     await delay(20)
     t.deepEqual(machine(), before)
     t.true(alive(host))
-    t.true(exists(neighbour.pid))
+    t.true(runs(neighbour.pid))
     neighbour.kill()
     t.is((await neighbour.result).status, 'killed')
     t.is((await sandbox.run('/attack', ['files', 'ids'])).stdout.split('\n')[0], 'euid 1000')

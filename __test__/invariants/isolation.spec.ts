@@ -13,7 +13,7 @@ import { promisify } from 'node:util'
 import test from 'ava'
 
 import { policy, type PolicyBuilder, run, Sandbox } from '../../index.ts'
-import { exists, have, isRoot } from '../helpers.ts'
+import { runs, have, isRoot } from '../helpers.ts'
 import { fixture, Host, room, root, workshop } from './support.ts'
 
 const compiled = have('gcc') ? test : test.skip
@@ -117,7 +117,7 @@ for (const filter of filters) {
     // Signals to init may be accepted; they are dropped, for it has no handler.
     t.true(['done', 'ESRCH', 'EPERM'].includes(found.get('all kill-KILL') ?? ''), 'nobody else is there to be killed')
 
-    t.true(exists(neighbour.pid))
+    t.true(runs(neighbour.pid))
     t.is(ours.exitCode, null)
     t.is(ours.signalCode, null)
     ours.kill('SIGKILL')
