@@ -5,6 +5,8 @@
 //   i386 FROM TO              each number in a child, by int 0x80: one line for each child that ended, and how
 //   call NUMBER ARG...        one call: its answer
 //   born                      what the register of the sixth argument held when the program began
+//   spin                      uses the processor for ever
+//   fault                     writes to address 16
 //   exec PATH HOW ...         execve (HOW 0) or execveat (HOW 1) of PATH, with a sixth argument of all ones
 //
 // Numbers are decimal or, after 0x, hexadecimal.
@@ -139,6 +141,9 @@ __attribute__((used)) void start(word *stack, word sixth) {
     print_number(syscall6(number_of(args[2]), a[0], a[1], a[2], a[3], a[4], a[5]));
     print("\n");
   }
+  if (same(args[1], "spin"))
+    for (;;) __asm__ volatile("" ::: "memory");
+  if (same(args[1], "fault")) *(volatile char *)16 = 1;
   if (same(args[1], "exec")) {
     char *argv[] = {args[2], 0};
     word ones = ~0UL;

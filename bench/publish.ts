@@ -40,14 +40,15 @@ is compared was therefore measured at the same time; absolute numbers are those 
   two milliseconds. It is not free, though. *Without pauses* and *Throughput* are where it is paid for: there each launch
   follows the one before at once.
 - *The floor* is a program of its own (\`bench/floor\`): the system calls of a launch and nothing else. It resolves the same policy,
-  builds the same tree from a static process as small as our templates, and for each launch makes the same namespaces, mounts,
-  masks, id maps, limits and filter. It has no protocol (one byte says go, four say the status), no JavaScript, no supervision
+  builds the same tree from a static process as small as our templates, under the same filter, and for each launch makes the same
+  namespaces, mounts, masks, id maps, Landlock rules and limits. It has no protocol (one byte says go, four say the status), no JavaScript, no supervision
   and no accounts, and holds the clock itself. *Cold* begins with the clone and *warm* with the message to a nest that
   waits; both end when the program's status is known, as a result does, and before its init is reaped. *Bare* is vfork, exec and
   wait without any isolation. For throughput as many processes of it launch at once as are in flight, but no more than two for each
   processor, which is where it is fastest; each reaps its inits.
 - *Syscall filters* are compared on the same policy: no filter, the default one, and the default one whose default action is
-  \`report\`, which has a listener that init polls. A warm nest has its filter on before its launch comes.
+  \`report\`, which has a listener that init polls. The first two cost a launch nothing but their evaluation: the default filter is
+  installed by the template, once. What listens is installed by each launch, before its exec.
 - How long a violation takes is measured by the program: it reads CLOCK_MONOTONIC right before the forbidden call and passes that
   as an argument of it; the host reads the same clock when it hears of the violation.
 - Between turns it looks for 60 ms, with all hosts idle, whether anybody else uses the machine, and waits while they do, for five

@@ -1,4 +1,5 @@
-//! The sandboxee's own part, between clone and exec: session, ids, user namespace, limits, bounding set, filter.
+//! The sandboxee's own part, between clone and exec: session, ids, user namespace, bounding set, Landlock, limits, and the
+//! filter where it is not the template's.
 //!
 //! Runs on a stack of its own in the memory of its parent, which is suspended: it allocates nothing, and leaves what went
 //! wrong where the parent finds it. The fork server's calls in the fork server's order
@@ -8,10 +9,11 @@ use std::convert::Infallible;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::os::fd::RawFd;
 
+use nestbox_sys::Errno;
 use nestbox_sys::process::{self, prctl};
-use nestbox_sys::{Errno, raw};
 
 use crate::fault::{During, Fault};
+use crate::landlock;
 use crate::launch::{NULL_FD, PROGRAM};
 use crate::user::Ids;
 
@@ -20,9 +22,12 @@ pub(crate) struct Child<'a> {
     pub(crate) ids: Ids,
     /// The decimal lines of its id maps.
     pub(crate) maps: [&'a [u8]; 2],
+    /// What Landlock lets it do.
+    pub(crate) ruleset: Option<RawFd>,
     pub(crate) rlimits: &'a [(u32, u64)],
     pub(crate) filter: &'a [u8],
-    pub(crate) cookie: u64,
+    /// The template has installed it.
+    pub(crate) filter_inherited: bool,
     pub(crate) proc: RawFd,
     /// The socket to wait at, once everything is done that is not the launch's own.
     pub(crate) park: Option<RawFd>,
@@ -43,17 +48,12 @@ pub(crate) extern "C" fn run(argument: *mut c_void) -> c_int {
 fn steps(child: &Child<'_>) -> Result<Infallible, Fault> {
     isolate(child)?;
     if let Some(socket) = child.park {
-        process::install_filter(child.filter).during("seccomp")?;
-        wait_for_launch(socket, child.cookie)?;
+        if !child.filter_inherited {
+            process::install_filter(child.filter).during("seccomp")?;
+        }
+        wait_for_launch(socket)?;
     }
     carry_out(child)
-}
-
-/// A system call that passes the filter by its sixth argument, see `Plan.launch_cookie`.
-fn carried(cookie: u64, number: libc::c_long, mut args: [usize; 6]) -> Result<usize, Errno> {
-    args[5] = cookie as usize;
-    // SAFETY: the callers below pass what the call takes.
-    unsafe { raw::syscall(number, args) }
 }
 
 fn isolate(child: &Child<'_>) -> Result<(), Fault> {
@@ -100,16 +100,18 @@ fn drop_capabilities() -> Result<(), Fault> {
 }
 
 /// Says that it is ready, and waits.
-fn wait_for_launch(socket: RawFd, cookie: u64) -> Result<(), Fault> {
+fn wait_for_launch(socket: RawFd) -> Result<(), Fault> {
     let mut byte = [0_u8];
     let mut part = libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 };
     // SAFETY: all-zero is a valid msghdr.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &raw mut part;
     header.msg_iovlen = 1;
-    let message = (&raw mut header) as usize;
-    carried(cookie, libc::SYS_sendmsg, [socket as usize, message, 0, 0, 0, 0]).during("sendmsg: parked")?;
-    match carried(cookie, libc::SYS_recvmsg, [socket as usize, message, 0, 0, 0, 0])
+    // SAFETY: everything in the message is ours.
+    unsafe { nestbox_sys::syscall!(libc::SYS_sendmsg, socket, &raw const header, 0) }
+        .during("sendmsg: parked")?;
+    // SAFETY: as above.
+    match unsafe { nestbox_sys::syscall!(libc::SYS_recvmsg, socket, &raw mut header, 0) }
         .during("recvmsg: launch")?
     {
         // The driver has gone.
@@ -119,25 +121,30 @@ fn wait_for_launch(socket: RawFd, cookie: u64) -> Result<(), Fault> {
 }
 
 fn carry_out(child: &Child<'_>) -> Result<Infallible, Fault> {
-    let cookie = child.cookie;
-    carried(cookie, libc::SYS_dup3, [NULL_FD as usize, 2, 0, 0, 0, 0]).during("dup3")?;
-    carried(cookie, libc::SYS_close_range, [3, u32::MAX as usize, 0, 0, 0, 0]).during("close_range")?;
+    if let Some(ruleset) = child.ruleset {
+        landlock::enforce(ruleset)?;
+    }
+    // SAFETY: numbers only.
+    unsafe { nestbox_sys::syscall!(libc::SYS_dup3, NULL_FD, 2, 0) }.during("dup3")?;
+    process::close_range(3, u32::MAX, 0).during("close_range")?;
     for &(resource, value) in child.rlimits {
         let limit = libc::rlimit64 { rlim_cur: value, rlim_max: value };
-        let new = (&raw const limit) as usize;
-        match carried(cookie, libc::SYS_prlimit64, [0, resource as usize, new, 0, 0, 0]) {
+        // SAFETY: a struct of ours.
+        match unsafe { nestbox_sys::syscall!(libc::SYS_prlimit64, 0, resource, &raw const limit, 0) } {
             // This process's own limit is tighter.
             Ok(_) | Err(Errno::EPERM) => {}
             Err(errno) => return Err(errno).during("prlimit"),
         }
     }
     for path in [c"/", c"/tmp"] {
-        carried(cookie, libc::SYS_chdir, [path.as_ptr() as usize, 0, 0, 0, 0, 0]).during("chdir")?;
+        // SAFETY: a C string.
+        unsafe { nestbox_sys::syscall!(libc::SYS_chdir, path.as_ptr()) }.during("chdir")?;
     }
-    if child.park.is_none() {
+    if child.park.is_none() && !child.filter_inherited {
         process::install_filter(child.filter).during("seccomp")?;
     }
-    let [argv, envp] = [child.argv as usize, child.envp as usize];
-    let answer = carried(cookie, libc::SYS_execve, [PROGRAM.as_ptr() as usize, argv, envp, 0, 0, 0]);
+    let path = PROGRAM.as_ptr();
+    // SAFETY: the vectors are null-terminated and point to C strings.
+    let answer = unsafe { nestbox_sys::syscall!(libc::SYS_execve, path, child.argv, child.envp) };
     Err(answer.err().unwrap_or(Errno::EIO)).during("execve")
 }

@@ -56,7 +56,7 @@ impl Sample {
 /// A way to launch.
 pub(crate) enum Launch<'a> {
     Bare(Bare),
-    Nested(Nested<'a>),
+    Nested(Box<Nested<'a>>),
 }
 
 impl Launch<'_> {
@@ -231,13 +231,14 @@ impl<'a> Nested<'a> {
     }
 
     fn run_in_nest(&self, socket: RawFd) -> Result<c_int, Fault> {
-        self.nest.set_up(self.template.network.as_raw_fd())?;
+        let ruleset = self.nest.set_up(self.template.network.as_raw_fd())?;
         let mut child = Child {
             ids: self.ids,
             maps: [self.maps[0].as_bytes(), self.maps[1].as_bytes()],
+            ruleset,
             rlimits: &self.rlimits,
             filter: &self.plan.filter,
-            cookie: self.plan.launch_cookie,
+            filter_inherited: self.plan.filter_inherited,
             proc: self.template.proc.as_raw_fd(),
             park: self.warm.then_some(socket),
             argv: self.argv.as_ptr(),
@@ -304,9 +305,7 @@ fn receive(socket: &OwnedFd) -> Result<Said, Fault> {
 fn send(socket: &OwnedFd, bytes: &[u8]) -> Result<(), Fault> {
     let fd = socket.as_raw_fd();
     // SAFETY: the bytes are ours and as long as said.
-    unsafe {
-        nestbox_sys::syscall!(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), libc::MSG_NOSIGNAL, 0, 0)
-    }
-    .during("sendto: nest")
-    .map(drop)
+    unsafe { nestbox_sys::syscall!(libc::SYS_sendto, fd, bytes.as_ptr(), bytes.len(), libc::MSG_NOSIGNAL, 0) }
+        .during("sendto: nest")
+        .map(drop)
 }

@@ -2,8 +2,8 @@
 //!
 //! No protocol, no JavaScript, no supervision, no limits of time: what is left is what the kernel charges for a launch,
 //! and so the limit that nestbox can come close to and not pass. To be comparable it reads the same policy and carries
-//! out the same plan as the fork server, from a static binary as small: the same mounts, masks, namespaces, id maps,
-//! limits and syscall filter. Three modes:
+//! out the same plan as the fork server, from a static binary as small: the same mounts, masks, namespaces, id maps, Landlock
+//! rules and limits, and the same syscall filter, which its template has installed. Three modes:
 //!
 //! - `bare PROGRAM`: vfork, exec, wait, with no isolation at all;
 //! - `cold POLICY`: one clone3(2) from a template ([`tree`]), everything that is fresh ([`nest`]), the sandboxee
@@ -16,6 +16,7 @@
 mod child;
 mod drive;
 mod fault;
+mod landlock;
 mod launch;
 mod nest;
 mod tree;
@@ -23,8 +24,9 @@ mod user;
 
 use std::process::ExitCode;
 
-use fault::Fault;
+use fault::{During, Fault};
 use launch::{Bare, Launch, Nested};
+use nestbox_sys::process;
 use tree::Template;
 
 fn main() -> ExitCode {
@@ -58,5 +60,11 @@ fn nested(policy: &str, warm: bool) -> Result<ExitCode, Fault> {
         return tree::wait_for_template();
     }
     let nested = Nested::new(&plan, ids, Template::build(&plan)?, warm)?;
-    drive::serve(drive::take_stdio()?, &Launch::Nested(nested))
+    let commands = drive::take_stdio()?;
+    // As the fork server's templates do: what is cloned from here on has the filter.
+    nestbox_sys::raw::carry(plan.launch_cookie);
+    if plan.filter_inherited {
+        process::install_filter(&plan.filter).during("seccomp")?;
+    }
+    drive::serve(commands, &Launch::Nested(Box::new(nested)))
 }

@@ -1,4 +1,4 @@
-//! What is fresh in each nest: the plan's `nest_mounts`, network and hostname.
+//! What is fresh in each nest: the plan's `nest_mounts`, network and hostname, and its Landlock rules.
 //!
 //! [`Nest::new`] makes every string once; [`Nest::set_up`] runs in init and makes system calls only, the fork server's in
 //! the fork server's order (`crates/forkserver/src/nest.rs`).
@@ -13,6 +13,7 @@ use nestbox_sys::mount::{mount, mount_flags, open_at};
 use nestbox_sys::{Errno, process};
 
 use crate::fault::{During, Fault};
+use crate::landlock::Rules;
 use crate::user::Ids;
 
 const PROC_FLAGS: u64 = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
@@ -49,9 +50,10 @@ pub(crate) struct Nest {
     fresh: Vec<Fresh>,
     hostname: String,
     owner: [u32; 2],
+    rules: Option<Rules>,
 }
 
-fn c_string(bytes: &[u8]) -> Result<CString, Fault> {
+pub(crate) fn c_string(bytes: &[u8]) -> Result<CString, Fault> {
     CString::new(bytes).map_err(|_| Errno::EINVAL).on("path", bytes)
 }
 
@@ -62,7 +64,7 @@ impl Nest {
         for step in &plan.nest_mounts {
             let path = c_string(&step.path)?;
             match &step.kind {
-                Some(mount::Kind::Proc(proc)) => add_proc(&mut fresh, path, proc)?,
+                Some(mount::Kind::Proc(proc)) => add_proc(&mut fresh, path, proc, ids)?,
                 Some(mount::Kind::Tmpfs(tmpfs)) => fresh.push(fresh_tmpfs(path, tmpfs, plan, ids)?),
                 Some(mount::Kind::Devpts(_)) => fresh.push(Fresh::Mount {
                     kind: c"devpts",
@@ -84,11 +86,12 @@ impl Nest {
                 }
             }
         }
-        Ok(Self { fresh, hostname: plan.hostname.clone(), owner: ids.outer })
+        Ok(Self { fresh, hostname: plan.hostname.clone(), owner: ids.outer, rules: Rules::new(plan)? })
     }
 
-    /// Makes it, in this process's namespaces.
-    pub(crate) fn set_up(&self, network: RawFd) -> Result<(), Fault> {
+    /// Makes it, in this process's namespaces. Returns the Landlock ruleset, if the kernel has Landlock.
+    pub(crate) fn set_up(&self, network: RawFd) -> Result<Option<RawFd>, Fault> {
+        let ruleset = self.rules.as_ref().map(Rules::create).transpose()?;
         process::join_namespace(network, libc::CLONE_NEWNET).during("setns: network")?;
         for fresh in &self.fresh {
             self.make(fresh)?;
@@ -96,8 +99,11 @@ impl Nest {
         let name = &self.hostname;
         // SAFETY: a string as long as said.
         unsafe { nestbox_sys::syscall!(libc::SYS_sethostname, name.as_ptr(), name.len()) }
-            .during("sethostname")
-            .map(drop)
+            .during("sethostname")?;
+        if let (Some(rules), Some(ruleset)) = (&self.rules, ruleset) {
+            rules.fill(ruleset)?;
+        }
+        Ok(ruleset)
     }
 
     fn make(&self, fresh: &Fresh) -> Result<(), Fault> {
@@ -153,7 +159,7 @@ impl Nest {
     }
 }
 
-fn add_proc(fresh: &mut Vec<Fresh>, path: CString, proc: &Proc) -> Result<(), Fault> {
+fn add_proc(fresh: &mut Vec<Fresh>, path: CString, proc: &Proc, ids: Ids) -> Result<(), Fault> {
     let below = |name: &[u8]| c_string(&[path.to_bytes(), b"/", name].concat());
     let mut covers = Vec::new();
     for name in &proc.masked {
@@ -175,7 +181,8 @@ fn add_proc(fresh: &mut Vec<Fresh>, path: CString, proc: &Proc) -> Result<(), Fa
             covers.push(Fresh::ReadOnly(path));
         }
     }
-    fresh.push(Fresh::Mount { kind: c"proc", path, flags: PROC_FLAGS, options: c"".to_owned() });
+    let hidden = if ids.privileged { c"hidepid=invisible,gid=0" } else { c"hidepid=ptraceable" };
+    fresh.push(Fresh::Mount { kind: c"proc", path, flags: PROC_FLAGS, options: hidden.to_owned() });
     fresh.append(&mut covers);
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use nestbox_sys::Errno;
 
+pub(crate) const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
 pub(crate) const CAP_KILL: u64 = 1 << 5;
 pub(crate) const CAP_SETGID: u64 = 1 << 6;
 pub(crate) const CAP_SETUID: u64 = 1 << 7;

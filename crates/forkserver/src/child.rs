@@ -23,16 +23,6 @@ use crate::parked::{self, Orders, Parking};
 use crate::report::{self, Marks};
 use crate::{capabilities, crash};
 
-/// A system call that carries the cookie in its sixth argument, which none of the calls made so has. Needs `unsafe`.
-macro_rules! carry {
-    ($cookie:expr, $number:expr $(, $arg:expr)* $(,)?) => {{
-        let given = [$($arg as usize),*];
-        let mut args = [0, 0, 0, 0, 0, $cookie as usize];
-        args[..given.len()].copy_from_slice(&given);
-        nestbox_sys::raw::syscall($number, args)
-    }};
-}
-
 const PR_GET_SPECULATION_CTRL: c_int = 52;
 const PR_SET_SPECULATION_CTRL: c_int = 53;
 const PR_SPEC_STORE_BYPASS: usize = 0;
@@ -68,8 +58,6 @@ pub(crate) struct Child<'a> {
     pub(crate) ids: Ids,
     /// The compiled syscall filter, or empty.
     pub(crate) filter: &'a [u8],
-    /// What lets the calls below [`isolate`] pass the filter; see `Plan.launch_cookie`.
-    pub(crate) cookie: u64,
     /// Where the listener goes, if the filter asks a supervisor.
     pub(crate) handover: Option<RawFd>,
     /// What Landlock lets it do.
@@ -98,7 +86,7 @@ pub(crate) extern "C" fn run(argument: *mut c_void) -> c_int {
     child.outcome = outcome;
     loop {
         // SAFETY: takes a number; does not return.
-        let _ = unsafe { carry!(child.cookie, libc::SYS_exit_group, 127) };
+        let _ = unsafe { nestbox_sys::syscall!(libc::SYS_exit_group, 127) };
     }
 }
 
@@ -147,7 +135,7 @@ fn wait_for_launch<'a>(child: &mut Child<'a>, parking: Parking) -> Result<&'a Pr
     if parked::UNDER_FILTER {
         install(child).map_err(Outcome::Failed)?;
     }
-    let orders = parked::wait(parking, child.ids, child.cookie, &mut child.marks);
+    let orders = parked::wait(parking, child.ids, &mut child.marks);
     match orders.map_err(Outcome::Failed)? {
         Orders::Launch(launch) => Ok(launch),
         Orders::Dismissed => Err(Outcome::Dismissed),
@@ -155,39 +143,37 @@ fn wait_for_launch<'a>(child: &mut Child<'a>, parking: Parking) -> Result<&'a Pr
     }
 }
 
-/// The launch's own part, and the exec. If the child was parked its filter is on already: from here on every call that
-/// is made carries the cookie.
+/// The launch's own part, and the exec.
 fn carry_out<'a>(child: &mut Child<'a>, launch: &'a Prepared<'a>) -> Result<Infallible, Fault<'a>> {
-    let cookie = child.cookie;
     if launch.crash_report {
         // Before the filter; so a parked child, which has it on, makes way for such a launch.
         crash::trace_me().at(Step::TraceProgram, "ptrace", b"traceme")?;
     }
     if let Some(ruleset) = child.ruleset {
         // While the ruleset and what is passed are where they were received.
-        landlock::enforce(ruleset, launch, cookie)?;
+        landlock::enforce(ruleset, launch)?;
     }
     if child.handover.is_some() {
         // While the way to init is still open.
         install(child)?;
     }
-    map_fds(launch, cookie)?;
+    map_fds(launch)?;
     // In the nested user namespace: RLIMIT_NPROC set before it counts all of the caller's sandboxes together.
-    set_limits(launch, cookie)?;
-    change_directory(launch, cookie)?;
+    set_limits(launch)?;
+    change_directory(launch)?;
     if child.sandboxed {
         install(child)?;
     }
-    child.marks.add_at(Step::InstallFilter, now(cookie));
-    execute(launch, cookie)
+    child.marks.add_at(Step::InstallFilter, now());
+    execute(launch)
 }
 
 /// CLOCK_MONOTONIC in nanoseconds, by the call itself: where the vDSO has no clock it would make the call without the
 /// cookie.
-pub(crate) fn now(cookie: u64) -> u64 {
+pub(crate) fn now() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: a timespec of ours.
-    let _ = unsafe { carry!(cookie, libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut now) };
+    let _ = unsafe { nestbox_sys::syscall!(libc::SYS_clock_gettime, libc::CLOCK_MONOTONIC, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
@@ -203,15 +189,15 @@ fn create_session() -> Result<(), Fault<'static>> {
 /// Everything else is closed here and not by the exec: until then this process's `/proc/self/fd` can be named by the
 /// caller's paths, and a working directory or a program below one of ours (the template's proc, a namespace, a bind
 /// source) would be a way out.
-fn map_fds(launch: &Prepared<'_>, cookie: u64) -> Result<(), Fault<'static>> {
+fn map_fds(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
     let step = Step::MapFds;
     let copy = |from: RawFd, to: RawFd, flags: c_int| {
         // SAFETY: numbers only.
-        unsafe { carry!(cookie, libc::SYS_dup3, from, to, flags) }.at(step, "dup3", b"fd")
+        unsafe { nestbox_sys::syscall!(libc::SYS_dup3, from, to, flags) }.at(step, "dup3", b"fd")
     };
     let close = |first: u32, last: u32| {
         // SAFETY: numbers only; nothing here uses the fds of that range any more.
-        unsafe { carry!(cookie, libc::SYS_close_range, first, last, 0) }.at(step, "close_range", b"")
+        unsafe { nestbox_sys::syscall!(libc::SYS_close_range, first, last, 0) }.at(step, "close_range", b"")
     };
     let all = || launch.fds.iter().zip(0..);
     if let Some(staging) = launch.staging {
@@ -273,12 +259,12 @@ fn create_user_namespace(proc: RawFd, ids: Ids) -> Result<(), Fault<'static>> {
     dumpable(0).map(drop)
 }
 
-fn set_limits(launch: &Prepared<'_>, cookie: u64) -> Result<(), Fault<'static>> {
+fn set_limits(launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
     let step = Step::SetLimits;
     let hard = |resource: u32| {
         let mut have = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: a struct of ours.
-        unsafe { carry!(cookie, libc::SYS_prlimit64, 0, resource, 0, &raw mut have) }
+        unsafe { nestbox_sys::syscall!(libc::SYS_prlimit64, 0, resource, 0, &raw mut have) }
             .at(step, "prlimit", b"")
             .map(|_| have.rlim_max)
     };
@@ -286,7 +272,7 @@ fn set_limits(launch: &Prepared<'_>, cookie: u64) -> Result<(), Fault<'static>> 
         let set = |rlim_cur: u64, rlim_max: u64| {
             let limit = libc::rlimit64 { rlim_cur, rlim_max };
             // SAFETY: a struct of ours.
-            unsafe { carry!(cookie, libc::SYS_prlimit64, 0, resource, &raw const limit, 0) }
+            unsafe { nestbox_sys::syscall!(libc::SYS_prlimit64, 0, resource, &raw const limit, 0) }
         };
         // CPU time is init's to keep; what a process gains by raising its own limit ends at that. The hard one would be for
         // good, and the host may raise what the nest has.
@@ -313,11 +299,11 @@ fn set_limits(launch: &Prepared<'_>, cookie: u64) -> Result<(), Fault<'static>> 
 }
 
 /// From `/`, so that a relative or failing path never leaves the sandboxee where its parent stood.
-fn change_directory<'a>(launch: &'a Prepared<'_>, cookie: u64) -> Result<(), Fault<'a>> {
+fn change_directory<'a>(launch: &'a Prepared<'_>) -> Result<(), Fault<'a>> {
     let step = Step::ChangeDirectory;
     let change = |path: &CStr| {
         // SAFETY: a C string.
-        unsafe { carry!(cookie, libc::SYS_chdir, path.as_ptr()) }
+        unsafe { nestbox_sys::syscall!(libc::SYS_chdir, path.as_ptr()) }
     };
     change(c"/").at(step, "chdir", b"/")?;
     change(&launch.cwd).at(step, "chdir", launch.cwd.to_bytes()).map(drop)
@@ -407,14 +393,14 @@ fn install(child: &mut Child<'_>) -> Result<(), Fault<'static>> {
         return Ok(());
     }
     match child.handover {
-        Some(to_init) => listener::install(filter, to_init, child.cookie),
+        Some(to_init) => listener::install(filter, to_init),
         None => install_filter(filter).at(Step::InstallFilter, "seccomp", b""),
     }
 }
 
 /// Executes the program; comes back only with the reason why not. Among several candidates the first errno that says
 /// more than "not here" counts, as in execvp(3).
-fn execute<'a>(launch: &'a Prepared<'_>, cookie: u64) -> Result<Infallible, Fault<'a>> {
+fn execute<'a>(launch: &'a Prepared<'_>) -> Result<Infallible, Fault<'a>> {
     let exec_fault = |errno, syscall, detail| Fault {
         exec: true,
         ..Fault::new(Step::Exec, errno, syscall, launch.file).detail(detail)
@@ -424,8 +410,7 @@ fn execute<'a>(launch: &'a Prepared<'_>, cookie: u64) -> Result<Infallible, Faul
             let fd = launch.staging.map_or(*fd, |staging| staging + launch.fds.len() as RawFd);
             // SAFETY: the vectors are null-terminated and point to C strings.
             let answer = unsafe {
-                carry!(
-                    cookie,
+                nestbox_sys::syscall!(
                     libc::SYS_execveat,
                     fd,
                     c"".as_ptr(),
@@ -443,10 +428,11 @@ fn execute<'a>(launch: &'a Prepared<'_>, cookie: u64) -> Result<Infallible, Faul
             let mut detail = "";
             for path in candidates {
                 // SAFETY: as above.
-                let answer =
-                    unsafe { carry!(cookie, libc::SYS_execve, path.as_ptr(), launch.argv(), launch.envp()) };
+                let answer = unsafe {
+                    nestbox_sys::syscall!(libc::SYS_execve, path.as_ptr(), launch.argv(), launch.envp())
+                };
                 match answer.err().unwrap_or(Errno::EIO) {
-                    Errno::ENOENT if exists(path, cookie) => {
+                    Errno::ENOENT if exists(path) => {
                         detail =
                             "the file exists, but its interpreter (of a script or the ELF loader) does not";
                         break;
@@ -461,9 +447,9 @@ fn execute<'a>(launch: &'a Prepared<'_>, cookie: u64) -> Result<Infallible, Faul
     }
 }
 
-fn exists(path: &CStr, cookie: u64) -> bool {
+fn exists(path: &CStr) -> bool {
     // SAFETY: a C string.
-    unsafe { carry!(cookie, libc::SYS_faccessat, libc::AT_FDCWD, path.as_ptr(), libc::F_OK) }.is_ok()
+    unsafe { nestbox_sys::syscall!(libc::SYS_faccessat, libc::AT_FDCWD, path.as_ptr(), libc::F_OK) }.is_ok()
 }
 
 /// Starts the child, as `pid` if that is given; returns its pid once it has executed or given up.

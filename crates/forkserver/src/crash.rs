@@ -20,14 +20,8 @@ use crate::fault::{At, Fault};
 use crate::remains::{CHUNK, PAGE, executable, open_of, read_all, read_memory, unescape};
 
 /// Calls that tracing takes, beside those of every init.
-pub(crate) const CALLS: &[libc::c_long] = &[
-    libc::SYS_ptrace,
-    libc::SYS_process_vm_readv,
-    libc::SYS_tgkill,
-    libc::SYS_memfd_create,
-    libc::SYS_write,
-    libc::SYS_fcntl,
-];
+pub(crate) const CALLS: &[libc::c_long] =
+    &[libc::SYS_ptrace, libc::SYS_tgkill, libc::SYS_memfd_create, libc::SYS_write, libc::SYS_fcntl];
 
 /// How many threads are captured: the first that die, and the one that was hit.
 const THREADS: usize = 64;
@@ -77,6 +71,11 @@ unsafe fn ptrace(request: libc::c_long, tid: i32, address: usize, data: usize) -
 pub(crate) fn trace_me() -> Result<(), Errno> {
     // SAFETY: takes nothing.
     unsafe { ptrace(PTRACE_TRACEME, 0, 0, 0) }.map(drop)
+}
+
+/// Opens a file of a thread in proc, or of its process where `proc` is that one's own directory.
+fn open_one(proc: RawFd, tid: i32, of_thread: &[u8], own: &CStr) -> Result<OwnedFd, Errno> {
+    open_of(proc, tid, of_thread).or_else(|_| open_at(proc, own, libc::O_RDONLY, 0, 0))
 }
 
 /// A program that is traced, and what was captured of it.
@@ -245,8 +244,9 @@ impl Tracer {
             if self.signal.1 == signal {
                 self.write(crash::SIGNAL, self.signal.0, signal as u64, &siginfo)?;
             }
-            let maps = open_of(proc, tid, b"/maps").or_else(|_| open_at(proc, c"maps", libc::O_RDONLY, 0, 0));
-            self.mapped = maps.and_then(|maps| read_all(&maps, &mut self.maps)).unwrap_or(0);
+            self.mapped = open_one(proc, tid, b"/maps", c"maps")
+                .and_then(|maps| read_all(&maps, &mut self.maps))
+                .unwrap_or(0);
             if self.mapped == MAPS {
                 self.truncated |= crash::TRUNCATED_MAPS;
             }
@@ -262,26 +262,27 @@ impl Tracer {
         self.write(crash::THREAD, tid, 0, &registers[..length])?;
         self.write(crash::NAME, tid, 0, &name[..named])?;
         let pointer = crash::register(&registers, crash::STACK_POINTER);
-        let end = self.copy_stack(tid, pointer)?;
+        let memory = if self.reads { open_one(proc, tid, b"/mem", c"mem").ok() } else { None };
+        let Some(memory) = memory else {
+            self.truncated |= crash::TRUNCATED_STACKS;
+            return Ok(());
+        };
+        let end = self.copy_stack(tid, &memory, pointer)?;
         // It died in the handler of a fault, which has a stack of its own.
         if self.fault.0 == tid && !(pointer..end).contains(&self.fault.1) {
-            self.copy_stack(tid, self.fault.1)?;
+            self.copy_stack(tid, &memory, self.fault.1)?;
         }
         Ok(())
     }
 
     /// Copies the pages from the stack pointer's up to the first that can't be read. Returns its address.
-    fn copy_stack(&mut self, tid: i32, pointer: u64) -> Result<u64, Errno> {
-        if !self.reads {
-            self.truncated |= crash::TRUNCATED_STACKS;
-            return Ok(u64::MAX);
-        }
+    fn copy_stack(&mut self, tid: i32, memory: &OwnedFd, pointer: u64) -> Result<u64, Errno> {
         let mut address = pointer as usize & !(PAGE - 1);
         let (mut searched, mut copied) = (0, 0);
         let mut chunk = std::mem::take(&mut self.chunk);
         let mut outcome = Ok(());
         while copied < STACK {
-            let read = read_memory(tid, address, &mut chunk);
+            let read = read_memory(memory, address, &mut chunk);
             if read == 0 {
                 searched += PAGE;
                 if copied > 0 || searched > SEARCH {

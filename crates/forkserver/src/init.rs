@@ -38,7 +38,7 @@ pub(crate) struct Nest<'a> {
     pub(crate) launch: &'a Prepared<'a>,
     pub(crate) mounts: Option<&'a NestMounts<'a>>,
     pub(crate) hostname: Option<&'a str>,
-    /// The sandboxee's syscall filter.
+    /// The sandboxee's syscall filter; empty: none, or this process is under it already.
     pub(crate) filter: &'a [u8],
     /// Init's own.
     pub(crate) guard: Option<&'a [u8]>,
@@ -54,8 +54,6 @@ pub(crate) struct Nest<'a> {
     pub(crate) core_scheduling: bool,
     /// The nest is to be warm: `launch` says what it is made for, and the one that it runs comes later.
     pub(crate) park: Option<Parking>,
-    /// `Plan.launch_cookie`.
-    pub(crate) cookie: u64,
     /// `Plan.filter_listens`.
     pub(crate) listens: bool,
     /// See [`crate::memory::may_read`].
@@ -208,7 +206,6 @@ fn start_child<'a>(
         task,
         ids: nest.launch.ids,
         filter: nest.filter,
-        cookie: nest.cookie,
         handover: handover.as_ref().map(Handover::to_init),
         ruleset,
         proc: PROC_FD,

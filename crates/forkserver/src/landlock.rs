@@ -205,14 +205,14 @@ impl Rules {
                 "openat2",
                 path.to_bytes(),
             )?;
-            ruleset.add(place.as_raw_fd(), *access, 0).at(
+            ruleset.add(place.as_raw_fd(), *access).at(
                 Step::MakeRuleset,
                 "landlock_add_rule",
                 path.to_bytes(),
             )?;
         }
         // The null device that standard streams are unless mapped: another mount's than the nest's.
-        ruleset.add(0, DEVICE, 0).at(Step::MakeRuleset, "landlock_add_rule", b"null device").map(drop)
+        ruleset.add(0, DEVICE).at(Step::MakeRuleset, "landlock_add_rule", b"null device").map(drop)
     }
 }
 
@@ -252,23 +252,15 @@ impl Ruleset {
             Err(Errno::EPERM | Errno::EACCES | Errno::ENOSYS) => return Ok(()),
             Err(errno) => return Err(Fault::new(step, errno, "mount", b"mqueue")),
         };
-        self.add(queues.as_raw_fd(), ALL, 0).at(step, "landlock_add_rule", b"mqueue").map(drop)
+        self.add(queues.as_raw_fd(), ALL).at(step, "landlock_add_rule", b"mqueue").map(drop)
     }
 
     /// Adds a rule. A file of a file system that nobody can name paths of (a pipe, a memfd) needs none.
-    fn add(self, place: RawFd, access: u64, cookie: u64) -> Result<(), Errno> {
+    fn add(self, place: RawFd, access: u64) -> Result<(), Errno> {
         let rule = PathBeneath { access: access & self.support.access_fs, parent: place };
         // SAFETY: a struct of ours.
         let added = unsafe {
-            nestbox_sys::syscall!(
-                libc::SYS_landlock_add_rule,
-                self.fd,
-                RULE_PATH_BENEATH,
-                &raw const rule,
-                0,
-                0,
-                cookie
-            )
+            nestbox_sys::syscall!(libc::SYS_landlock_add_rule, self.fd, RULE_PATH_BENEATH, &raw const rule, 0)
         };
         match added {
             Ok(_) | Err(Errno::EBADFD) => Ok(()),
@@ -280,20 +272,15 @@ impl Ruleset {
     pub(crate) fn add_binds<'a>(self, launch: &'a Prepared<'_>) -> Result<(), Fault<'a>> {
         for bind in launch.binds.iter().filter(|bind| bind.writable) {
             let access = if bind.directory { ALL } else { FILE };
-            self.add(bind.mount, access, 0).at(
-                Step::MakeRuleset,
-                "landlock_add_rule",
-                bind.path.to_bytes(),
-            )?;
+            self.add(bind.mount, access).at(Step::MakeRuleset, "landlock_add_rule", bind.path.to_bytes())?;
         }
         Ok(())
     }
 }
 
 /// Restricts the launch child, which then opens nothing but by the rules: those of the nest and, of the files that are
-/// passed to the program, opening them again as what they were passed. If it was parked its filter is on, and both calls
-/// carry the cookie.
-pub(crate) fn enforce(ruleset: Ruleset, launch: &Prepared<'_>, cookie: u64) -> Result<(), Fault<'static>> {
+/// passed to the program, opening them again as what they were passed.
+pub(crate) fn enforce(ruleset: Ruleset, launch: &Prepared<'_>) -> Result<(), Fault<'static>> {
     for &(fd, grant) in &launch.grants {
         let access = match grant {
             FdGrant::None => continue,
@@ -302,10 +289,10 @@ pub(crate) fn enforce(ruleset: Ruleset, launch: &Prepared<'_>, cookie: u64) -> R
             FdGrant::ReadWrite => FILE,
             FdGrant::Directory => ALL,
         };
-        ruleset.add(fd, access, cookie).at(Step::EnforceRuleset, "landlock_add_rule", b"a passed fd")?;
+        ruleset.add(fd, access).at(Step::EnforceRuleset, "landlock_add_rule", b"a passed fd")?;
     }
     // SAFETY: numbers only.
-    unsafe { nestbox_sys::syscall!(libc::SYS_landlock_restrict_self, ruleset.fd, 0, 0, 0, 0, cookie) }
+    unsafe { nestbox_sys::syscall!(libc::SYS_landlock_restrict_self, ruleset.fd, 0) }
         .at(Step::EnforceRuleset, "landlock_restrict_self", b"")
         .map(drop)
 }

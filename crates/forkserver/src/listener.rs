@@ -66,7 +66,7 @@ const _: () = assert!(std::mem::offset_of!(Rights, fd) == size_of::<libc::cmsghd
 
 /// Installs `filter` with a listener and sends that to `to_init`. The fds are closed with all others that the program does
 /// not get.
-pub(crate) fn install(filter: &[u8], to_init: RawFd, cookie: u64) -> Result<(), Fault<'static>> {
+pub(crate) fn install(filter: &[u8], to_init: RawFd) -> Result<(), Fault<'static>> {
     let step = Step::InstallFilter;
     let listener = process::install_listening_filter(filter).map_err(|errno| {
         let fault = Fault::new(step, errno, "seccomp", b"listener");
@@ -96,10 +96,7 @@ pub(crate) fn install(filter: &[u8], to_init: RawFd, cookie: u64) -> Result<(), 
             libc::SYS_sendmsg,
             to_init,
             &raw const message,
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-            0,
-            0,
-            cookie
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL
         )
     }
     .at(step, "sendmsg", b"listener")

@@ -2,8 +2,8 @@
 //!
 //! It is the launch child ([`crate::child`]), stopped between what every launch of a policy has in common and what is the
 //! launch's own, with init still asleep behind it: a launch wakes one process, which decodes it, takes its fds, and
-//! executes. Its syscall filter is on already, so its own calls carry the launch cookie, and it must not need memory from
-//! the kernel: [`reserve_memory`] has the allocator keep enough. Promises: what a launch brings is leaked, not freed (the
+//! executes. Its syscall filter is on already, by which what the template's processes call themselves passes (`Plan.launch_cookie`);
+//! but it must not need memory from the kernel: [`reserve_memory`] has the allocator keep enough. Promises: what a launch brings is leaked, not freed (the
 //! exec ends this memory); the end of the socket dismisses it.
 
 use std::mem::ManuallyDrop;
@@ -84,22 +84,17 @@ fn rehearse(parking: Parking, ids: Ids) {
 ///
 /// Not inlined: the child of a launch that was not parked would touch the pages of the buffer too.
 #[inline(never)]
-pub(crate) fn wait(
-    parking: Parking,
-    ids: Ids,
-    cookie: u64,
-    marks: &mut Marks,
-) -> Result<Orders, Fault<'static>> {
+pub(crate) fn wait(parking: Parking, ids: Ids, marks: &mut Marks) -> Result<Orders, Fault<'static>> {
     rehearse(parking, ids);
     let mut buffer = [0; frame::PARKED_MAX];
     // Never closed here: close(2) may be refused, and the exec does.
     let mut fds = ManuallyDrop::new(Vec::new());
-    let bytes = match packet::receive_with(parking.socket(), &mut buffer, &mut fds, 0, cookie) {
+    let bytes = match packet::receive(parking.socket(), &mut buffer, &mut fds, 0) {
         Ok(packet) => packet.bytes,
         Err(errno) => return Err(Fault::new(Step::ReceiveRequest, errno, "recvmsg", b"")),
     };
     *marks = Marks::new();
-    marks.add_at(Step::ReceiveRequest, now(cookie));
+    marks.add_at(Step::ReceiveRequest, now());
     if bytes.is_empty() {
         return Ok(Orders::Dismissed);
     }
@@ -109,7 +104,7 @@ pub(crate) fn wait(
         Some(launch_control::Kind::Launch(launch)) => {
             let launch = Box::leak(Box::new(launch));
             let prepared = Prepared::new(launch, &fds, parking.network, ids)?;
-            marks.add_at(Step::DecodeRequest, now(cookie));
+            marks.add_at(Step::DecodeRequest, now());
             Ok(Orders::Launch(Box::leak(Box::new(prepared))))
         }
         Some(launch_control::Kind::Unpark(_)) => Ok(Orders::MakeWay),

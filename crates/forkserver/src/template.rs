@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawF
 
 use nestbox_protocol::{Launch, Plan, Ready, Step, TemplateReady, TemplateRequest, frame, ready};
 use nestbox_sys::mount::open_at;
-use nestbox_sys::{Errno, packet, process, socket};
+use nestbox_sys::{packet, process, raw, socket};
 
 use crate::arena;
 use crate::boot::CONTROL_FD;
@@ -128,6 +128,12 @@ fn run<'a>(
         not_id_mapped: built.not_id_mapped,
         landlock: rules.as_ref().map(|rules| rules.support.told()),
     };
+    // From here on what is called by the C library and not by us has to be what any filter to be inherited lets pass.
+    raw::carry(plan.launch_cookie);
+    if plan.filter_inherited {
+        // Not in each launch: to install it and to free it takes the kernel 200 µs.
+        process::install_filter(&plan.filter).at(Step::InstallFilter, "seccomp", b"template")?;
+    }
     let (socket, counted) = settle(socket, built.proc)?;
     let answer = Ready { kind: Some(ready::Kind::Template(ready)) };
     packet::send_message(socket.as_fd(), &answer, &[], 0)
@@ -154,8 +160,9 @@ fn settle(socket: OwnedFd, proc: OwnedFd) -> Result<(OwnedFd, bool), Fault<'stat
     // the close_range below closes the originals.
     let high = |fd: OwnedFd| {
         // SAFETY: numbers only.
-        Errno::result(unsafe { libc::fcntl(fd.into_raw_fd(), libc::F_DUPFD_CLOEXEC, 64) })
+        unsafe { nestbox_sys::syscall!(libc::SYS_fcntl, fd.into_raw_fd(), libc::F_DUPFD_CLOEXEC, 64) }
             .at(step, "fcntl", b"")
+            .map(|high| high as RawFd)
     };
     let loadavg = open_at(proc.as_raw_fd(), c"loadavg", libc::O_RDONLY, 0, 0)
         .ok()
@@ -166,7 +173,7 @@ fn settle(socket: OwnedFd, proc: OwnedFd) -> Result<(OwnedFd, bool), Fault<'stat
     let places = [(socket, CONTROL_FD), (proc, PROC_FD)];
     for (from, to) in places.into_iter().chain(loadavg.map(|loadavg| (loadavg, LOADAVG_FD))) {
         // SAFETY: numbers only; what was there is not used any more.
-        Errno::result(unsafe { libc::dup3(from, to, libc::O_CLOEXEC) }).at(step, "dup3", b"")?;
+        unsafe { nestbox_sys::syscall!(libc::SYS_dup3, from, to, libc::O_CLOEXEC) }.at(step, "dup3", b"")?;
     }
     let first = if loadavg.is_some() { LOADAVG_FD } else { PROC_FD } + 1;
     process::close_range(first as u32, u32::MAX, 0).at(step, "close_range", b"")?;
@@ -246,8 +253,7 @@ impl Template<'_> {
                         launch: &prepared,
                         mounts: Some(&nest_mounts),
                         hostname: Some(&self.plan.hostname),
-                        filter: &self.plan.filter,
-                        cookie: self.plan.launch_cookie,
+                        filter: if self.plan.filter_inherited { &[] } else { &self.plan.filter },
                         listens: self.plan.filter_listens,
                         reads: self.reads,
                         room: &self.room,

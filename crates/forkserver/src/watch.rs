@@ -14,7 +14,9 @@ use nestbox_sys::{Errno, packet, process};
 use prost::Message;
 
 use crate::allowance::Allowance;
-use crate::capabilities::{self, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, CAP_SYS_RESOURCE};
+use crate::capabilities::{
+    self, CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SYS_PTRACE, CAP_SYS_RESOURCE,
+};
 use crate::census::{self, Census};
 use crate::crash::{self, Tracer};
 use crate::fault::{At, Fault};
@@ -82,9 +84,13 @@ fn settle(nest: &Nest<'_>, socket: BorrowedFd<'_>, running: &mut Running<'_>) ->
 fn give_up_capabilities(running: &mut Running<'_>) -> Result<(), Fault<'static>> {
     if std::mem::take(&mut running.capable) {
         let privileged = running.launch.ids.privileged;
-        let reads = running.supervisor.is_some() && privileged || running.tracer.is_some();
+        let traces = running.tracer.is_some();
+        let reads = running.supervisor.is_some() && privileged || traces;
         let limits = if privileged { CAP_SYS_RESOURCE } else { 0 };
-        let keep = CAP_KILL | CAP_SETUID | CAP_SETGID | limits | if reads { CAP_SYS_PTRACE } else { 0 };
+        // `/proc/PID/mem` is its owner's alone.
+        let of_owner = if traces { CAP_DAC_READ_SEARCH } else { 0 };
+        let reads = if reads { CAP_SYS_PTRACE } else { 0 };
+        let keep = CAP_KILL | CAP_SETUID | CAP_SETGID | limits | reads | of_owner;
         capabilities::keep_only(keep).at(Step::GuardInit, "capset", b"")?;
     }
     Ok(())

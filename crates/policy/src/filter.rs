@@ -3,15 +3,16 @@
 //! A filter is data ([`Filter`]): rules of which the first that matches decides, and what happens if none does. The presets
 //! are such filters. On top of each, whatever it says: another architecture's calls kill; a number that isn't known here,
 //! the x32 ones among them, is never allowed; a call of which a part is dangerous to everyone is allowed in its harmless
-//! part, unless a condition asks for the rest; unix sockets are refused where the policy wants none; and the launch path's
-//! own calls pass, by a secret that never enters the sandboxee.
+//! part, unless a condition asks for the rest; unix sockets are refused where the policy wants none; and our own calls pass, by a
+//! secret that never enters the sandboxee.
 //!
 //! The program is a binary search over runs of numbers with one verdict, not the chain of comparisons that common
 //! compilers emit (seccompiler among them). Not only is it entered for each system call that looks at arguments: when a
 //! filter is installed, the kernel walks it once for every number there is, to find those that it need not run for. With
-//! a chain that would be the dearest step of a launch: the whole installation took 51 µs with this program and 742 µs with
-//! seccompiler's for 327 calls without conditions (Linux 6.18, JIT on). Its correctness is established by running it: the
-//! tests interpret it for every number, and random filters with random arguments.
+//! a chain that would be the dearest step of a launch that installs one, as all do that are supervised: the whole installation
+//! took 51 µs with this program and 742 µs with seccompiler's for 327 calls without conditions (Linux 6.18, JIT on). Its
+//! correctness is established by running it: the tests interpret it for every number, and random filters with random
+//! arguments.
 //!
 //! Compiled once per policy; what comes out is `Plan.filter`.
 
@@ -30,12 +31,13 @@ pub use check::check;
 pub use presets::preset;
 pub use rules::{Action, Condition, ErrorNumber, Filter, Preset, Rule, Syscalls, Test, Width};
 
-use crate::UnixSockets;
 use crate::bpf::{self, Instruction};
+use crate::{UnixSockets, syscalls};
+use lower::Verdict;
 
-/// Calls that the launch path makes after it has installed the filter. The kernel looks at the sixth argument of none of
+/// Calls that the launch child makes once it has installed the filter. The kernel looks at the sixth argument of none of
 /// them, so there they carry the launch's cookie.
-pub(crate) const LAUNCH_CALLS: [&str; 15] = [
+const LAUNCH_CALLS: &[&str] = &[
     "execve",
     "execveat",
     "recvmsg",
@@ -53,13 +55,97 @@ pub(crate) const LAUNCH_CALLS: [&str; 15] = [
     "landlock_restrict_self",
 ];
 
+/// Calls that a template and its inits make beside those, where the template has installed the filter for all that is cloned
+/// from it. Of futex(2) the kernel looks at the sixth argument in operations that they don't use.
+const TEMPLATE_CALLS: &[&str] = &[
+    "capset",
+    "clone",
+    "clone3",
+    "fchdir",
+    "fchmod",
+    "fchmodat",
+    "fchown",
+    "fchownat",
+    "fcntl",
+    "fsconfig",
+    "fsmount",
+    "fsopen",
+    "fstat",
+    "fstatfs",
+    "futex",
+    "getdents64",
+    "getgid",
+    "getrusage",
+    "getuid",
+    "ioctl",
+    "kill",
+    "landlock_create_ruleset",
+    "memfd_create",
+    "mkdirat",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "newfstatat",
+    "open_tree",
+    "openat",
+    "openat2",
+    "ppoll",
+    "prctl",
+    "pread64",
+    "ptrace",
+    "read",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "seccomp",
+    "setfsgid",
+    "setfsuid",
+    "sethostname",
+    "setns",
+    "setresgid",
+    "setresuid",
+    "setsid",
+    "signalfd4",
+    "socket",
+    "statfs",
+    "symlinkat",
+    "tgkill",
+    "unshare",
+    "waitid",
+    "write",
+];
+
+/// Calls that they make without the cookie, since the C library makes them: its allocator, its descriptors, its clock.
+const LIBRARY_CALLS: &[&str] =
+    &["brk", "clock_gettime", "close", "madvise", "mmap", "mprotect", "mremap", "munmap"];
+
+/// Whose calls pass by the launch's cookie, whatever the filter says of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnCalls {
+    /// Nobody's: whoever installs the filter needs no more than it lets everybody.
+    None,
+    /// The launch child's.
+    Launch,
+    /// The template's and its inits' as well.
+    Template,
+}
+
+impl OwnCalls {
+    fn contain(self, name: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::Launch => LAUNCH_CALLS.contains(&name),
+            Self::Template => LAUNCH_CALLS.contains(&name) || TEMPLATE_CALLS.contains(&name),
+        }
+    }
+}
+
 /// What holds beside the filter's own rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Whether unix sockets can be made, whatever the filter says.
     pub unix_sockets: UnixSockets,
-    /// Calls that carry the launch's cookie pass.
-    pub launch: bool,
+    /// What passes by the launch's cookie.
+    pub own_calls: OwnCalls,
 }
 
 /// A filter that can't be installed.
@@ -76,6 +162,8 @@ pub struct Program {
     instructions: Vec<Instruction>,
     /// Where a half of the cookie is compared, and whether it is the high one.
     cookie: Vec<(usize, bool)>,
+    /// [`Self::can_be_inherited`].
+    inheritable: bool,
 }
 
 impl Program {
@@ -87,6 +175,13 @@ impl Program {
             instructions[index].value = (if high { cookie >> 32 } else { cookie }) as u32;
         }
         instructions.into_iter().flat_map(Instruction::to_bytes).collect()
+    }
+
+    /// Whether a template can install it once, for all that is cloned from it: it was compiled for that, nobody has to be given
+    /// a listener of their own, and it lets pass what the C library does for a template and its inits.
+    #[must_use]
+    pub fn can_be_inherited(&self) -> bool {
+        self.inheritable && !self.listens()
     }
 
     /// Whether it can answer that the supervisor is to be asked: it has to be installed with a listener.
@@ -111,12 +206,16 @@ pub fn compile(syscalls: &Syscalls, options: Options) -> Result<Option<Program>,
 
 fn compile_filter(filter: &Filter, options: Options) -> Result<Program, TooLong> {
     let verdicts = lower::lower(filter, options);
-    let assembled = assemble::assemble(&verdicts, &lower::Verdict::Act(of_unknown(filter)));
+    let assembled = assemble::assemble(&verdicts, &Verdict::Act(of_unknown(filter)));
     let instructions = assembled.instructions.len();
     if instructions > bpf::INSTRUCTIONS_MAX {
         return Err(TooLong { instructions });
     }
-    Ok(Program { instructions: assembled.instructions, cookie: assembled.cookie })
+    let passes = |name: &&str| {
+        syscalls::number(name).and_then(|number| verdicts.get(&number)) == Some(&Verdict::Act(Action::Allow))
+    };
+    let inheritable = options.own_calls == OwnCalls::Template && LIBRARY_CALLS.iter().all(passes);
+    Ok(Program { instructions: assembled.instructions, cookie: assembled.cookie, inheritable })
 }
 
 /// What becomes of numbers that aren't known: nobody can be asked to allow what nobody knows.
@@ -131,7 +230,7 @@ fn of_unknown(filter: &Filter) -> Action {
 #[must_use]
 pub fn default_program() -> &'static [u8] {
     static PROGRAM: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        let options = Options { unix_sockets: UnixSockets::Allow, launch: false };
+        let options = Options { unix_sockets: UnixSockets::Allow, own_calls: OwnCalls::None };
         let filter = preset(Preset::Default).expect("it is a filter");
         compile_filter(filter, options).expect("it is short").to_bytes(0)
     });

@@ -17,7 +17,7 @@ use nix::sys::statfs::{PROC_SUPER_MAGIC, statfs};
 use crate::check::{PROC_SOURCE, check, decode};
 use crate::document::{Base, Dev, MountEntry, Network, Policy, Proc, Requirement};
 use crate::error::ResolveError;
-use crate::filter::{self, Program};
+use crate::filter::{self, OwnCalls, Program};
 use crate::hash::Hash;
 use crate::libraries;
 use crate::plan::{Entry, Layout, MountPoint, space};
@@ -160,6 +160,7 @@ impl Policy {
             + if self.root_writable { self.limits.disk.unwrap_or(UNLIMITED) } else { ROOT_SPACE };
         let root_inodes = steps.template.len() as u64 + ROOT_INODES;
         let program = compile(self)?;
+        let filter_inherited = program.as_ref().is_some_and(Program::can_be_inherited);
         let bytes = |cookie| program.as_ref().map(|program| program.to_bytes(cookie)).unwrap_or_default();
         let mut plan = Plan {
             template_mounts: steps.template,
@@ -170,6 +171,7 @@ impl Policy {
             gid: self.user.gid,
             filter: bytes(0),
             filter_listens: program.as_ref().is_some_and(Program::listens),
+            filter_inherited,
             root_writable: self.root_writable,
             root_size,
             // Of a writable root the size is the limit.
@@ -199,12 +201,18 @@ impl Policy {
     }
 }
 
-/// The policy's filter. That it can be compiled was checked.
+/// The policy's filter: one for a template to install, or else one that each launch installs for itself and that is shorter for
+/// it. That this one can be compiled was checked.
 fn compile(policy: &Policy) -> Result<Option<Program>, ResolveError> {
-    let options = filter::Options { unix_sockets: policy.unix_sockets, launch: true };
-    filter::compile(&policy.syscalls, options).map_err(|error| {
-        ResolveError::new(Step::DecodeRequest, libc::E2BIG, "", "").detail(error.to_string())
-    })
+    let compile = |own_calls| {
+        filter::compile(&policy.syscalls, filter::Options { unix_sockets: policy.unix_sockets, own_calls })
+    };
+    match compile(OwnCalls::Template) {
+        Ok(program) if program.as_ref().is_none_or(Program::can_be_inherited) => Ok(program),
+        _ => compile(OwnCalls::Launch).map_err(|error| {
+            ResolveError::new(Step::DecodeRequest, libc::E2BIG, "", "").detail(error.to_string())
+        }),
+    }
 }
 
 /// A number that nobody guesses.

@@ -147,17 +147,6 @@ pub fn receive<'a>(
     fds: &mut Vec<OwnedFd>,
     flags: i32,
 ) -> Result<Packet<'a>, Errno> {
-    receive_with(socket, buffer, fds, flags, 0)
-}
-
-/// [`receive`] under a syscall filter that lets recvmsg(2) pass by its sixth argument, which the kernel ignores.
-pub fn receive_with<'a>(
-    socket: BorrowedFd<'_>,
-    buffer: &'a mut [u8],
-    fds: &mut Vec<OwnedFd>,
-    flags: i32,
-    cookie: u64,
-) -> Result<Packet<'a>, Errno> {
     let mut control = Control([MaybeUninit::uninit(); CONTROL]);
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all-zero is a valid msghdr.
@@ -173,10 +162,7 @@ pub fn receive_with<'a>(
                 libc::SYS_recvmsg,
                 socket.as_raw_fd(),
                 &raw mut header,
-                flags | libc::MSG_CMSG_CLOEXEC,
-                0,
-                0,
-                cookie
+                flags | libc::MSG_CMSG_CLOEXEC
             )
         };
         match received {

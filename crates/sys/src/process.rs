@@ -43,8 +43,8 @@ pub unsafe fn fork_with(flags: u64) -> Result<Option<i32>, Errno> {
 /// exits (vfork(2), but on a stack of its own, so that it can't clobber its parent's frames). Returns the child's pid.
 ///
 /// # Safety
-/// `stack` must be the high end of memory that nobody else uses until this returns. `body` must not return to Rust code
-/// that unwinds, allocate, or touch thread-local state (the C library's errno is its parent's). All signals should be
+/// `stack` must be the high end of memory that nobody else uses until this returns, aligned to 16 bytes. `body` must not return,
+/// allocate, or touch thread-local state (the C library's errno is its parent's). All signals should be
 /// blocked.
 pub unsafe fn vfork_on(
     stack: *mut c_void,
@@ -52,11 +52,9 @@ pub unsafe fn vfork_on(
     argument: *mut c_void,
     flags: c_int,
 ) -> Result<i32, Errno> {
+    let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the caller upholds it.
-    let pid = unsafe {
-        libc::clone(body, stack, flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, argument)
-    };
-    Errno::result(pid)
+    unsafe { clone(flags, stack, std::ptr::null_mut(), body, argument) }
 }
 
 /// [`vfork_on`] for a child that takes its time: the parent sleeps, where vfork(2) would have it blocked (state D, which
@@ -73,15 +71,12 @@ pub unsafe fn clone_and_sleep(
     const SHARED: u32 = 1;
     let shared = AtomicU32::new(SHARED);
     let flags = libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
-    let none = std::ptr::null_mut::<c_void>();
     // SAFETY: the caller upholds it; the word lives until it was cleared.
-    let pid = unsafe { libc::clone(body, stack, flags, argument, none, none, shared.as_ptr()) };
-    let pid = Errno::result(pid)?;
+    let pid = unsafe { clone(flags, stack, shared.as_ptr(), body, argument) }?;
     while shared.load(Ordering::Acquire) == SHARED {
         // Not private: the kernel's own wake-up is not.
         // SAFETY: a word of ours; no timeout.
-        let _ =
-            unsafe { crate::syscall!(libc::SYS_futex, shared.as_ptr(), libc::FUTEX_WAIT, SHARED, 0, 0, 0) };
+        let _ = unsafe { crate::syscall!(libc::SYS_futex, shared.as_ptr(), libc::FUTEX_WAIT, SHARED, 0, 0) };
     }
     Ok(pid)
 }
@@ -90,7 +85,7 @@ pub unsafe fn clone_and_sleep(
 /// `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN` over that namespace, and the pid must be free.
 ///
 /// # Safety
-/// As of [`vfork_on`]; `body` must not return at all, and `stack` must be aligned to 16 bytes.
+/// As of [`vfork_on`].
 pub unsafe fn vfork_as(
     pid: i32,
     stack: *mut c_void,
@@ -107,20 +102,43 @@ pub unsafe fn vfork_as(
         set_tid_size: 1,
         ..CloneArgs::default()
     };
+    let given = [&raw const args as usize, size_of::<CloneArgs>(), 0, 0, 0];
     // SAFETY: the arguments are as long as said; the caller upholds the rest.
-    let answer = unsafe { clone_onto_stack(&args, body, argument) };
-    if answer < 0 { Err(Errno::from_raw(-answer as i32)) } else { Ok(answer as i32) }
+    unsafe { clone_onto_stack(libc::SYS_clone3, given, body, argument) }
 }
 
-/// clone3(2), after which the child calls `body(argument)` on its new stack. Answers as the kernel does.
+/// clone(2) of a child that runs `body(argument)` on `stack` and has the word `child_tid`.
 ///
 /// # Safety
-/// `args` must give the child a stack of its own, aligned to 16 bytes; `body` must not return.
-unsafe fn clone_onto_stack(
-    args: &CloneArgs,
+/// As of [`clone_onto_stack`]; `flags` must say what is the caller's to promise.
+unsafe fn clone(
+    flags: c_int,
+    stack: *mut c_void,
+    child_tid: *mut u32,
     body: extern "C" fn(*mut c_void) -> c_int,
     argument: *mut c_void,
-) -> isize {
+) -> Result<i32, Errno> {
+    let (flags, stack, child_tid) = (flags as usize, stack as usize, child_tid as usize);
+    // The last two are child_tid and tls, in an order of the architecture's own.
+    #[cfg(target_arch = "x86_64")]
+    let given = [flags, stack, 0, child_tid, 0];
+    #[cfg(target_arch = "aarch64")]
+    let given = [flags, stack, 0, 0, child_tid];
+    // SAFETY: the caller upholds it.
+    unsafe { clone_onto_stack(libc::SYS_clone, given, body, argument) }
+}
+
+/// Makes a clone call, after which the child calls `body(argument)` on its new stack. Not by the C library: it carries the
+/// cookie ([`crate::raw::carry`]).
+///
+/// # Safety
+/// `args` must be what the call takes, and give the child a stack of its own, aligned to 16 bytes; `body` must not return.
+unsafe fn clone_onto_stack(
+    number: libc::c_long,
+    args: [usize; 5],
+    body: extern "C" fn(*mut c_void) -> c_int,
+    argument: *mut c_void,
+) -> Result<i32, Errno> {
     let answer: isize;
     // SAFETY: only the parent leaves the block, with the kernel's answer; the child has its own stack pointer, and its
     // other registers are copies.
@@ -135,8 +153,9 @@ unsafe fn clone_onto_stack(
             "call r12",
             "ud2",
             "2:",
-            inlateout("rax") libc::SYS_clone3 as isize => answer,
-            in("rdi") std::ptr::from_ref(args), in("rsi") size_of::<CloneArgs>(),
+            inlateout("rax") number as isize => answer,
+            in("rdi") args[0], in("rsi") args[1], in("rdx") args[2],
+            in("r10") args[3], in("r8") args[4], in("r9") crate::raw::carried(),
             in("r12") body, in("r13") argument,
             lateout("rcx") _, lateout("r11") _,
         );
@@ -152,12 +171,13 @@ unsafe fn clone_onto_stack(
             "blr x20",
             "brk 1",
             "2:",
-            inlateout("x0") std::ptr::from_ref(args) => answer,
-            in("x1") size_of::<CloneArgs>(), in("x8") libc::SYS_clone3,
+            inlateout("x0") args[0] as isize => answer,
+            in("x1") args[1], in("x2") args[2], in("x3") args[3], in("x4") args[4],
+            in("x5") crate::raw::carried(), in("x8") number,
             in("x20") body, in("x21") argument,
         );
     }
-    answer
+    if answer < 0 { Err(Errno::from_raw(-answer as i32)) } else { Ok(answer as i32) }
 }
 
 /// A pidfd of `pid`: pidfd_open(2).

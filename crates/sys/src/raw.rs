@@ -5,6 +5,7 @@
 //! any point between clone and exec. Called by the fork server's launch path; everything else may use libc.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use nix::errno::Errno;
 
@@ -59,12 +60,29 @@ pub unsafe fn syscall(number: libc::c_long, args: [usize; 6]) -> SysResult {
     result(answer)
 }
 
-/// `syscall!(number, a, b, ...)`: [`syscall`] with up to six arguments, each cast to a register. Needs `unsafe`.
+/// What calls of fewer than six arguments carry in the sixth, which the kernel looks at in none of them.
+static COOKIE: AtomicU64 = AtomicU64::new(0);
+
+/// From now on the calls of this process, and of those that are cloned from it, carry this in their sixth argument: a syscall
+/// filter can tell them by it from those of a program that it is meant for.
+pub fn carry(cookie: u64) {
+    COOKIE.store(cookie, Relaxed);
+}
+
+/// What [`carry`] was told.
+#[must_use]
+#[inline]
+pub fn carried() -> usize {
+    COOKIE.load(Relaxed) as usize
+}
+
+/// `syscall!(number, a, b, ...)`: [`syscall`] with up to six arguments, each cast to a register. With fewer than six it carries
+/// the cookie ([`carry`]). Needs `unsafe`.
 #[macro_export]
 macro_rules! syscall {
     ($number:expr $(, $arg:expr)* $(,)?) => {{
         let given = [$($arg as usize),*];
-        let mut args = [0_usize; 6];
+        let mut args = [0, 0, 0, 0, 0, $crate::raw::carried()];
         let mut index = 0;
         while index < given.len() {
             args[index] = given[index];
@@ -72,7 +90,6 @@ macro_rules! syscall {
         }
         $crate::raw::syscall($number, args)
     }};
-    ($number:expr) => { $crate::raw::syscall($number, [0; 6]) };
 }
 
 /// write(2) until all of `content` is written.

@@ -2,7 +2,7 @@
 //! kernel would not take.
 
 use super::rules::{Action, Condition, Filter, Rule, Test};
-use super::{Options, Syscalls, compile};
+use super::{Options, OwnCalls, Syscalls, compile};
 use crate::{Issue, UnixSockets, syscalls};
 
 /// System calls take six.
@@ -28,7 +28,7 @@ pub fn check(filter: &Filter, unix_sockets: UnixSockets) -> Vec<Issue> {
     if unix_sockets == UnixSockets::None {
         check_sockets(filter, &mut issues);
     }
-    let options = Options { unix_sockets, launch: true };
+    let options = Options { unix_sockets, own_calls: OwnCalls::Launch };
     if let Err(error) = compile(&Syscalls::Filter(filter.clone()), options) {
         issues.push(Issue::new(&["rules"], error.to_string()));
     }

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use super::Options;
 use super::careful::{careful, family, makes_unix_sockets};
 use super::rules::{Action, Condition, ErrorNumber, Filter, Rule, Test, Width};
-use super::{LAUNCH_CALLS, Options};
 use crate::{UnixSockets, syscalls};
 
 /// What becomes of a system call.
@@ -126,9 +126,9 @@ fn names_unix(check: &Check) -> Option<bool> {
     }
 }
 
-/// The verdict, but for the launch path's own calls.
+/// The verdict, but for our own calls.
 fn with_launch(name: &str, verdict: Verdict, options: Options) -> Verdict {
-    if !options.launch || !LAUNCH_CALLS.contains(&name) || verdict == Verdict::Act(Action::Allow) {
+    if !options.own_calls.contain(name) || verdict == Verdict::Act(Action::Allow) {
         return verdict;
     }
     let own = Branch { conditions: vec![Check::Cookie], verdict: Verdict::Act(Action::Allow) };

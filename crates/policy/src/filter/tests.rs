@@ -2,10 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::lower::{Branch, Check, Verdict, lower};
+use super::lower::{Branch, Check, lower};
 use super::*;
 use crate::bpf::{ALLOW, ARCHITECTURE, ASK, Call, ERRNO, KILL_PROCESS, REPORT, evaluate};
-use crate::syscalls;
 
 const EPERM: u32 = ERRNO | libc::EPERM as u32;
 const ENOSYS: u32 = ERRNO | libc::ENOSYS as u32;
@@ -21,8 +20,9 @@ mod presets;
 const COOKIE: u64 = 0x0123_4567_89ab_cdef;
 const HIGH: u64 = 0xdead_beef_0000_0000;
 
-const PLAIN: Options = Options { unix_sockets: UnixSockets::Allow, launch: false };
-const LAUNCH: Options = Options { unix_sockets: UnixSockets::None, launch: true };
+const PLAIN: Options = Options { unix_sockets: UnixSockets::Allow, own_calls: OwnCalls::None };
+const OWN_CALLS: [OwnCalls; 3] = [OwnCalls::None, OwnCalls::Launch, OwnCalls::Template];
+const LAUNCH: Options = Options { unix_sockets: UnixSockets::None, own_calls: OwnCalls::Launch };
 
 fn program(filter: &Filter, options: Options) -> Vec<u8> {
     compile_filter(filter, options).expect("is short enough").to_bytes(COOKIE)
@@ -111,7 +111,7 @@ fn agrees(filter: &Filter, options: Options, vectors: &[[u64; 6]]) {
             let found = run(&program, number, arguments);
             assert_eq!(found, expected, "{:?} ({number}) {arguments:x?}", syscalls::name(number));
             if let Some(name) = syscalls::name(number) {
-                if careful::careful(name).is_none() && !options.launch {
+                if careful::careful(name).is_none() && options.own_calls == OwnCalls::None {
                     assert_eq!(found, by_rules(filter, name, arguments), "{name} {arguments:x?}");
                 }
             } else {
@@ -229,11 +229,11 @@ proptest! {
         filter in filters(),
         random in any::<[u64; 6]>(),
         unix in any::<bool>(),
-        launch in any::<bool>(),
+        own_calls in prop::sample::select(&OWN_CALLS),
     ) {
         let unix_sockets = if unix { UnixSockets::Allow } else { UnixSockets::None };
         prop_assert_eq!(check(&filter, UnixSockets::Allow), []);
-        agrees(&filter, Options { unix_sockets, launch }, &telling(&filter, random));
+        agrees(&filter, Options { unix_sockets, own_calls }, &telling(&filter, random));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::*;
 #[test]
 fn holds_in_a_process() {
     for unix_sockets in [UnixSockets::None, UnixSockets::Allow] {
-        let program = program(default_filter(), Options { unix_sockets, launch: true });
+        let program = program(default_filter(), Options { unix_sockets, own_calls: OwnCalls::Launch });
         // SAFETY: the child makes system calls only, and ends with one.
         let child = unsafe { libc::fork() };
         if child == 0 {

@@ -26,18 +26,59 @@ fn kills_other_architectures() {
 #[test]
 fn lets_the_launch_pass_by_its_cookie_alone() {
     let filter = Filter { rules: Vec::new(), otherwise: Action::Kill };
-    let (with, without) = (program(&filter, LAUNCH), program(&filter, PLAIN));
-    for number in tried() {
-        let own = syscalls::name(number).is_some_and(|name| LAUNCH_CALLS.contains(&name));
-        let expected = if own { ALLOW } else { KILL_PROCESS };
-        assert_eq!(run(&with, number, [1, 2, 3, 4, 5, COOKIE]), expected, "{number}");
-        for bit in 0..64 {
-            assert_eq!(run(&with, number, [1, 2, 3, 4, 5, COOKIE ^ (1 << bit)]), KILL_PROCESS, "{number}");
+    for own_calls in OWN_CALLS {
+        let program = program(&filter, Options { own_calls, ..LAUNCH });
+        for number in tried() {
+            let own = syscalls::name(number).is_some_and(|name| own_calls.contain(name));
+            let expected = if own { ALLOW } else { KILL_PROCESS };
+            assert_eq!(run(&program, number, [1, 2, 3, 4, 5, COOKIE]), expected, "{number}");
+            for bit in 0..64 {
+                let other = COOKIE ^ (1 << bit);
+                assert_eq!(run(&program, number, [1, 2, 3, 4, 5, other]), KILL_PROCESS, "{number}");
+            }
+            assert_eq!(run(&program, number, [COOKIE, COOKIE, COOKIE, COOKIE, COOKIE, 0]), KILL_PROCESS);
+            assert_eq!(run(&program, number, [0; 6]), KILL_PROCESS, "{number}");
         }
-        assert_eq!(run(&with, number, [COOKIE, COOKIE, COOKIE, COOKIE, COOKIE, 0]), KILL_PROCESS);
-        for cookie in [COOKIE, 0] {
-            assert_eq!(run(&without, number, [0, 0, 0, 0, 0, cookie]), KILL_PROCESS, "{number}");
+    }
+    for name in LAUNCH_CALLS.iter().chain(TEMPLATE_CALLS).chain(LIBRARY_CALLS) {
+        assert!(syscalls::is_known(name), "{name}");
+    }
+}
+
+/// What the C library calls in a template and in an init has no cookie, so a filter that says anything else of it than "allow" is
+/// every launch's own.
+#[test]
+fn a_template_takes_on_only_what_it_can_live_under() {
+    let of_template = Options { own_calls: OwnCalls::Template, ..LAUNCH };
+    let inherited =
+        |filter: &Filter, options| compile_filter(filter, options).expect("short").can_be_inherited();
+    assert!(inherited(default_filter(), of_template));
+    assert!(!inherited(default_filter(), LAUNCH), "a template would not get far");
+    assert!(!inherited(preset(Preset::Strict).expect("a filter"), of_template), "it listens");
+    let rule = |names: &[&str], action| Rule {
+        syscalls: names.iter().map(|&name| name.into()).collect(),
+        when: Vec::new(),
+        action,
+    };
+    let with = |rules, otherwise| Filter { rules, otherwise };
+    let errno = Action::Errno(ErrorNumber::of(libc::EPERM));
+    for otherwise in [Action::Kill, errno] {
+        assert!(inherited(&with(vec![rule(LIBRARY_CALLS, Action::Allow)], otherwise), of_template));
+    }
+    for otherwise in [Action::Report, Action::Ask] {
+        assert!(!inherited(&with(vec![rule(LIBRARY_CALLS, Action::Allow)], otherwise), of_template));
+    }
+    for &missing in LIBRARY_CALLS {
+        for refusal in [Action::Kill, errno] {
+            let rules = vec![rule(&[missing], refusal), rule(LIBRARY_CALLS, Action::Allow)];
+            assert!(!inherited(&with(rules, Action::Kill), of_template), "{missing}");
         }
+        let sometimes = Condition { argument: 1, width: Width::Whole, test: Test::Below(4096) };
+        let rules = vec![
+            Rule { when: vec![sometimes], ..rule(&[missing], errno) },
+            rule(LIBRARY_CALLS, Action::Allow),
+        ];
+        assert!(!inherited(&with(rules, Action::Kill), of_template), "{missing}");
     }
 }
 

@@ -9,8 +9,8 @@ fn presets_do_what_they_say() {
     for name in [Preset::Default, Preset::Strict] {
         let filter = preset(name).expect("is a filter");
         for unix_sockets in [UnixSockets::None, UnixSockets::Allow] {
-            for launch in [true, false] {
-                agrees(filter, Options { unix_sockets, launch }, &vectors());
+            for own_calls in OWN_CALLS {
+                agrees(filter, Options { unix_sockets, own_calls }, &vectors());
             }
         }
         for rule in &filter.rules {
@@ -103,7 +103,8 @@ fn the_default_looks_at_arguments() {
         (Allow, "socketpair", &[30, 1, 0], NO_FAMILY),
     ];
     for (unix_sockets, name, arguments, expected) in cases {
-        let program = program(default_filter(), Options { unix_sockets: *unix_sockets, launch: true });
+        let program =
+            program(default_filter(), Options { unix_sockets: *unix_sockets, own_calls: OwnCalls::Launch });
         let found = run(&program, number(name), six(arguments));
         assert_eq!(found, *expected, "{unix_sockets:?} {name} {arguments:x?}: {found:#x}");
     }
