@@ -8,6 +8,7 @@ import test from 'ava'
 
 import { type LaunchOptions, policy, type PolicyBuilder, RequestError } from '../index.ts'
 import { sandboxContext, unsandboxedContext } from '../lib/launch/context.ts'
+import { unsafeDescriptor } from '../lib/launch/descriptors.ts'
 import {
   CAPTURE,
   IGNORE,
@@ -15,7 +16,6 @@ import {
   makeRequest as makePacked,
   SAME_AS_STDOUT,
   STREAM,
-  unsafeDescriptor,
 } from '../lib/launch/request.ts'
 import { scratch } from './helpers.ts'
 

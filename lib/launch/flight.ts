@@ -22,8 +22,9 @@ import { signalNumber } from '../signals.ts'
 import { decide, handlerFailure } from '../supervision/handler.ts'
 import type { SyscallHandler } from '../supervision/types.ts'
 import { toCall } from '../supervision/violation.ts'
+import { mustBeSafe } from './descriptors.ts'
 import { type LimitChange, over, RunningLimits } from './limits.ts'
-import { type LaunchRequest, type OpenFile, unsafeDescriptor } from './request.ts'
+import type { LaunchRequest, OpenFile } from './request.ts'
 import { type AnyResult, type Handover, makeResult, processError, type Streamed } from './result.ts'
 import { RunningSandboxee } from './sandboxee.ts'
 import { duplexStream, feed, handOver, inputStream, OutputMeter, OutputStream, releaseDuplex } from './streams.ts'
@@ -486,13 +487,6 @@ const putDescriptor = (message: LaunchMessage, target: number, fd: number): void
     const at = extra.findIndex((number, index) => index % 2 === 0 && number === target)
     message.extras = { ...message.extras, extraFds: at === -1 ? [...extra, target, fd] : extra.with(at + 1, fd) }
   }
-}
-
-const mustBeSafe = (fd: number, target: number): void => {
-  const message = unsafeDescriptor(fd)
-  if (message === undefined) return
-  const issues = [{ path: ['stdio', target], message }]
-  throw new RequestError(`The descriptor ${fd} can't be passed: ${message}.`, issues, { code: 'ERR_NESTBOX_UNSAFE_FD' })
 }
 
 const openError = (file: string, error: NodeJS.ErrnoException): NestboxError =>

@@ -4,7 +4,7 @@
 // nothing of the caller's again. Only open descriptors are asked for their number at the last moment: a FileHandle that was
 // closed meanwhile must not name a file that was opened since.
 
-import { constants, fstatSync, readFileSync } from 'node:fs'
+import { constants } from 'node:fs'
 import path from 'node:path'
 import { Readable } from 'node:stream'
 import type { FileHandle } from 'node:fs/promises'
@@ -515,28 +515,3 @@ interface StdioPlan {
 /** What `run` keeps is captured by the core, without a stream. */
 const captured = (descriptor: number, kind: Kind, buffer: boolean): number =>
   descriptor === STREAM && kind === 'run' && buffer ? CAPTURE : descriptor
-
-/**
- * What is wrong with passing an open descriptor, if anything. The core has the same rule; this one is for launches in which
- * other descriptors are exempt from it.
- */
-export const unsafeDescriptor = (fd: number): string | undefined => {
-  let stat
-  let flags
-  try {
-    stat = fstatSync(fd)
-    flags = Number.parseInt(
-      /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1] ?? '0',
-      8,
-    )
-  } catch {
-    return 'It is not an open descriptor'
-  }
-  if (stat.isDirectory()) return 'It is a directory, which leads out of the sandbox'
-  if (stat.isSocket()) return 'It is a socket, over which more descriptors could come'
-  if ((flags & O_PATH) !== 0) return 'It is an O_PATH descriptor, which leads out of the sandbox'
-  return undefined
-}
-
-/** Not among Node's constants; the same on all architectures that Node runs on. */
-const O_PATH = 0o10000000

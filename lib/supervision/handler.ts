@@ -1,14 +1,13 @@
 // Asking `onSyscall`, and making an answer of what it says. Whatever it says that makes no sense is an error of the host,
 // and allows nothing.
 
-import { fstatSync } from 'node:fs'
 import { constants } from 'node:os'
 import type { FileHandle } from 'node:fs/promises'
 import type { NativeAnswer } from '#binding'
 import * as z from 'zod'
 
 import { asError, describeIssues, RequestError } from '../errors.ts'
-import { unsafeDescriptor } from '../launch/request.ts'
+import { closedDescriptor, unsafeDescriptor } from '../launch/descriptors.ts'
 import { isFileHandle } from '../snapshot.ts'
 import type { ErrnoName } from '../syscalls/types.ts'
 import { check } from '../validate.ts'
@@ -59,15 +58,6 @@ const toAnswer = (decision: SyscallDecision | undefined): NativeAnswer => {
   const why = value.unsafe === true ? closedDescriptor(fd) : unsafeDescriptor(fd)
   if (why !== undefined) throw new Error(`onSyscall answered with the descriptor ${fd}: ${why}.`)
   return { kind: 'fd', number: fd, closeOnExec: value.closeOnExec ?? true }
-}
-
-const closedDescriptor = (fd: number): string | undefined => {
-  try {
-    fstatSync(fd)
-    return undefined
-  } catch {
-    return 'It is not an open descriptor'
-  }
 }
 
 /** What a handler decides. Never throws: the error is the second part, and the answer then a violation. */
