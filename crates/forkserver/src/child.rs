@@ -58,8 +58,10 @@ pub(crate) struct Child<'a> {
     pub(crate) ids: Ids,
     /// The compiled syscall filter, or empty.
     pub(crate) filter: &'a [u8],
-    /// Where the listener goes, if the filter asks a supervisor.
-    pub(crate) handover: Option<RawFd>,
+    /// The filter asks a supervisor.
+    pub(crate) listens: bool,
+    /// What that one listens at: see [`crate::listener`].
+    pub(crate) listener: Option<RawFd>,
     /// What Landlock lets it do.
     pub(crate) ruleset: Option<Ruleset>,
     /// A proc in which `self` is this process.
@@ -153,8 +155,8 @@ fn carry_out<'a>(child: &mut Child<'a>, launch: &'a Prepared<'a>) -> Result<Infa
         // While the ruleset and what is passed are where they were received.
         landlock::enforce(ruleset, launch)?;
     }
-    if child.handover.is_some() {
-        // While the way to init is still open.
+    if child.listens {
+        // While it has init's fd table.
         install(child)?;
     }
     map_fds(launch)?;
@@ -392,10 +394,11 @@ fn install(child: &mut Child<'_>) -> Result<(), Fault<'static>> {
     if filter.is_empty() {
         return Ok(());
     }
-    match child.handover {
-        Some(to_init) => listener::install(filter, to_init),
-        None => install_filter(filter).at(Step::InstallFilter, "seccomp", b""),
+    if child.listens {
+        child.listener = Some(listener::install(filter)?);
+        return Ok(());
     }
+    install_filter(filter).at(Step::InstallFilter, "seccomp", b"")
 }
 
 /// Executes the program; comes back only with the reason why not. Among several candidates the first errno that says
@@ -463,13 +466,14 @@ pub(crate) unsafe fn start(
 ) -> Result<i32, Errno> {
     let argument = std::ptr::from_mut(child).cast();
     let parked = matches!(child.task, Task::Park(_));
+    let flags = if child.listens { listener::FLAGS } else { 0 };
     match pid {
         // SAFETY: `run` unwinds nowhere and does not return; all signals are blocked in every process of ours. A parked
         // child allocates, with its parent's allocator: that one sleeps outside of it.
-        None if parked => unsafe { process::clone_and_sleep(stack, run, argument) },
+        None if parked => unsafe { process::clone_and_sleep(stack, run, argument, flags) },
         // SAFETY: as above.
-        None => unsafe { process::vfork_on(stack, run, argument, 0) },
+        None => unsafe { process::vfork_on(stack, run, argument, flags) },
         // SAFETY: as above.
-        Some(pid) => unsafe { process::vfork_as(pid, stack, run, argument) },
+        Some(pid) => unsafe { process::vfork_as(pid, stack, run, argument, flags) },
     }
 }

@@ -22,7 +22,7 @@ use crate::fault::{At, Fault};
 use crate::landlock::{Rules, Ruleset};
 use crate::launch::Prepared;
 use crate::limits::Changes;
-use crate::listener::Handover;
+use crate::listener;
 use crate::nest::{self, NestMounts};
 use crate::notify::Supervisor;
 use crate::parked::Parking;
@@ -60,6 +60,8 @@ pub(crate) struct Nest<'a> {
     pub(crate) reads: bool,
     /// [`room`].
     pub(crate) room: &'a Cell<Vec<OwnedFd>>,
+    /// [`crate::notify::room`].
+    pub(crate) record: &'a Cell<Vec<u8>>,
 }
 
 /// Room for what a packet may bring, made before the clone: the allocator tidies itself up for as much, and would copy ten of
@@ -123,8 +125,17 @@ fn start<'a>(
         marks.add(Step::MakeRuleset);
     }
     let task = nest.park.map_or(Task::Launch(nest.launch), Task::Park);
+    let mut own_proc = None;
     if nest.park.is_some() {
         touch_stack();
+        // While nobody waits for it.
+        if nest.listens
+            && let Ok(proc) = census::open_own(true)
+        {
+            // Above where the listener goes.
+            own_proc =
+                Some(move_to(proc, signals.as_raw_fd() + 2).at(Step::PrepareInit, "dup3", b"/proc")?);
+        }
     }
     let mut child = start_child(nest, task, ruleset, None, marks)?;
     let mut parked = nest.park.is_some();
@@ -139,7 +150,7 @@ fn start<'a>(
         child = start_child(nest, Task::Launch(launch), ruleset, Some(SANDBOXEE), marks)?;
         parked = false;
     }
-    let Started { pid, exec_ns, launch, outcome, handover } = child;
+    let Started { pid, exec_ns, launch, outcome, listener } = child;
     let (Outcome::Executed, Some(launch)) = (outcome, launch) else { return Ok(None) };
     marks.add_at(Step::Exec, exec_ns);
     // A parked one's pid is known to the host.
@@ -149,11 +160,13 @@ fn start<'a>(
     } else {
         !parked
     };
-    let listener = handover.map(|handover| handover.receive_as(signals.as_raw_fd() + 1)).transpose()?;
-    let census = close_fds(nest, launch, signals.as_raw_fd())?;
+    let listener = listener.map(|fd| listener::take(fd, signals.as_raw_fd() + 1)).transpose()?;
+    let census = close_fds(nest, launch, signals.as_raw_fd(), own_proc)?;
     let allowance = Allowance::new(launch, exec_ns);
     let proc = nest.pid_namespace.then_some(PROC_FD);
-    let supervise = |listener| Box::new(Supervisor::new(listener, launch.supervision, proc, nest.reads));
+    let supervise = |listener| {
+        Box::new(Supervisor::new(listener, launch.supervision, proc, nest.reads, nest.record.take()))
+    };
     let supervisor = listener.map(supervise);
     let tracer = if launch.crash_report { Tracer::attach(pid, nest.reads)? } else { None };
     let capable = nest.guard.is_some();
@@ -188,8 +201,8 @@ struct Started<'a> {
     exec_ns: u64,
     launch: Option<&'a Prepared<'a>>,
     outcome: Outcome<'a>,
-    /// Where its listener is.
-    handover: Option<Handover>,
+    /// What it has left of [`crate::listener`].
+    listener: Option<RawFd>,
 }
 
 /// Starts the launch child and waits until it has executed or given up.
@@ -200,12 +213,12 @@ fn start_child<'a>(
     pid: Option<i32>,
     marks: &mut Marks,
 ) -> Result<Started<'a>, Fault<'a>> {
-    let handover = nest.listens.then(Handover::new).transpose()?;
     let mut child = Child {
         task,
         ids: nest.launch.ids,
         filter: nest.filter,
-        handover: handover.as_ref().map(Handover::to_init),
+        listens: nest.listens,
+        listener: None,
         ruleset,
         proc: PROC_FD,
         sandboxed: nest.sandboxed,
@@ -222,7 +235,7 @@ fn start_child<'a>(
     *marks = child.marks;
     match child.outcome {
         Outcome::Failed(fault) => Err(fault),
-        outcome => Ok(Started { pid, exec_ns, launch: child.launch, outcome, handover }),
+        outcome => Ok(Started { pid, exec_ns, launch: child.launch, outcome, listener: child.listener }),
     }
 }
 
@@ -252,10 +265,15 @@ fn receive_launch(
 }
 
 /// Closes every fd but init's own three, the listener, which is next to the last of them, and what the census has.
-fn close_fds(nest: &Nest<'_>, launch: &Prepared<'_>, signals: RawFd) -> Result<Census, Fault<'static>> {
+fn close_fds(
+    nest: &Nest<'_>,
+    launch: &Prepared<'_>,
+    signals: RawFd,
+    own_proc: Option<OwnedFd>,
+) -> Result<Census, Fault<'static>> {
     let step = Step::GuardInit;
     let spare = signals + 2;
-    let (census, last) = take_proc(nest, launch, spare).at(step, "openat2", b"/proc")?;
+    let (census, last) = take_proc(nest, launch, spare, own_proc).at(step, "openat2", b"/proc")?;
     let after_proc = if nest.counted { LOADAVG_FD } else { PROC_FD } as u32 + 1;
     let close = |first: RawFd, last: u32| {
         if first as u32 > last { Ok(()) } else { process::close_range(first as u32, last, 0) }
@@ -271,14 +289,13 @@ fn close_fds(nest: &Nest<'_>, launch: &Prepared<'_>, signals: RawFd) -> Result<C
 /// time has to be summed, threads told from processes or a crash to be seen, or none. Where the nest has none, init keeps
 /// the template's as `spare`, to find the nest's processes in, and a crash is seen through the program's own directory there.
 /// Answers the last fd that is to stay.
-fn take_proc(nest: &Nest<'_>, launch: &Prepared<'_>, spare: RawFd) -> Result<(Census, RawFd), Errno> {
+fn take_proc(
+    nest: &Nest<'_>,
+    launch: &Prepared<'_>,
+    spare: RawFd,
+    own_proc: Option<OwnedFd>,
+) -> Result<(Census, RawFd), Errno> {
     let forget = || process::close_range(PROC_FD as u32, PROC_FD as u32, 0);
-    let move_to = |from: RawFd, to: RawFd| {
-        // SAFETY: numbers only.
-        let moved = unsafe { nestbox_sys::syscall!(libc::SYS_dup3, from, to, libc::O_CLOEXEC) };
-        // SAFETY: it was just put there, and nobody else owns it.
-        moved.map(|_| unsafe { OwnedFd::from_raw_fd(to) })
-    };
     if !nest.pid_namespace {
         forget()?;
         return Ok((Census::of_children(), spare - 1));
@@ -288,14 +305,27 @@ fn take_proc(nest: &Nest<'_>, launch: &Prepared<'_>, spare: RawFd) -> Result<(Ce
         forget()?;
         return Ok((Census::of_nest(), spare - 1));
     }
-    if let Ok(own) = census::open_own(true) {
-        return Ok((Census::of_own_proc(move_to(own.as_raw_fd(), PROC_FD)?), spare - 1));
+    if let Some(own) = own_proc.or_else(|| census::open_own(true).ok()) {
+        return Ok((Census::of_own_proc(move_to(own, PROC_FD)?), spare - 1));
     }
-    let outer = move_to(PROC_FD, spare)?;
+    let outer = copy_to(PROC_FD, spare)?;
     match if launch.crash_report { remains::only_child(PROC_FD) } else { None } {
         // Init's own by number.
-        Some(program) => std::mem::forget(move_to(program.as_raw_fd(), PROC_FD)?),
+        Some(program) => std::mem::forget(move_to(program, PROC_FD)?),
         None => forget()?,
     }
     Ok((Census::of_outer_proc(outer), spare))
+}
+
+/// The same file as fd `to`, whatever that was before.
+fn move_to(from: OwnedFd, to: RawFd) -> Result<OwnedFd, Errno> {
+    if from.as_raw_fd() == to { Ok(from) } else { copy_to(from.as_raw_fd(), to) }
+}
+
+/// [`move_to`] of one that stays where it is, too.
+fn copy_to(from: RawFd, to: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: numbers only.
+    unsafe { nestbox_sys::syscall!(libc::SYS_dup3, from, to, libc::O_CLOEXEC) }?;
+    // SAFETY: it was just put there, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(to) })
 }

@@ -8,6 +8,7 @@
 //! believed in nothing. When init dies the kernel answers ENOSYS to whoever waits, and kills them with the nest.
 //! Called by [`crate::init`].
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nestbox_protocol::{Answer, AnswerKind, Supervision};
@@ -25,8 +26,14 @@ const ASKS_MAX: usize = 8;
 /// The longest encoded call: its memory, its numbers.
 const CALL_MAX: usize = memory::BUDGET + 512;
 
+/// Room for a violation, made before the clone, and not touched until there is one: cleared in each nest it would cost each
+/// launch a page fault for every 4 KiB, 100 µs.
+pub(crate) fn room(listens: bool) -> Cell<Vec<u8>> {
+    Cell::new(if listens { Vec::with_capacity(CALL_MAX) } else { Vec::new() })
+}
+
 /// An encoded `nestbox.SystemCall`.
-pub(crate) type Record = Encoder<CALL_MAX>;
+type Record = Encoder<CALL_MAX>;
 
 #[cfg(target_arch = "x86_64")]
 const AUDIT_ARCH: u32 = 0xc000_003e;
@@ -46,7 +53,8 @@ pub(crate) struct Supervisor {
     asked: [Option<libc::seccomp_notif>; ASKS_MAX],
     /// Which of them was not sent yet, for lack of room.
     unsent: Option<usize>,
-    violation: Option<Record>,
+    /// As `nestbox.SystemCall`; empty: none.
+    violation: Vec<u8>,
     /// The thread that made the call that was last decided on.
     pub(crate) caller: i32,
     learned: Option<Learned>,
@@ -62,8 +70,14 @@ pub(crate) enum Finding {
 }
 
 impl Supervisor {
-    /// Everything that it ever allocates is allocated here: later init may not.
-    pub(crate) fn new(listener: OwnedFd, mode: Supervision, proc: Option<RawFd>, reads: bool) -> Self {
+    /// Everything that it ever allocates is allocated here: later init may not. `room` is what a violation is recorded in.
+    pub(crate) fn new(
+        listener: OwnedFd,
+        mode: Supervision,
+        proc: Option<RawFd>,
+        reads: bool,
+        room: Vec<u8>,
+    ) -> Self {
         let learned = (mode == Supervision::Learn).then(Learned::new);
         let supervisor = Self {
             listener,
@@ -73,7 +87,7 @@ impl Supervisor {
             reads,
             asked: [None; ASKS_MAX],
             unsent: None,
-            violation: None,
+            violation: room,
             caller: 0,
             learned,
         };
@@ -103,7 +117,10 @@ impl Supervisor {
 
     /// What was learnt, as `nestbox.Learned`, and the violation that was recorded, as `nestbox.SystemCall`.
     pub(crate) fn findings(&mut self) -> (Option<&[u8]>, Option<&[u8]>) {
-        (self.learned.as_mut().map(Learned::encode), self.violation.as_ref().map(Encoder::as_slice))
+        (
+            self.learned.as_mut().map(Learned::encode),
+            (!self.violation.is_empty()).then_some(&self.violation[..]),
+        )
     }
 
     /// A call waits. `main` is the program's pid.
@@ -120,7 +137,7 @@ impl Supervisor {
         self.caller = call.pid as i32;
         match self.mode {
             Supervision::Report => {
-                self.violation = Some(self.record(&call, main, self.reads));
+                self.violated(&call, main, self.reads);
                 Finding::Violation
             }
             Supervision::Ask => {
@@ -172,7 +189,7 @@ impl Supervisor {
             AnswerKind::Kill => return Finding::Violation,
             AnswerKind::Report => {
                 // The host has a copy of the memory that it judged; by now there may be something else.
-                self.violation = Some(self.record(&call, main, false));
+                self.violated(&call, main, false);
                 return Finding::Violation;
             }
         }
@@ -225,6 +242,14 @@ impl Supervisor {
             // No room in its table, most likely: that is the answer.
             Err(errno) => self.reply(id, 0, -(errno as i32), 0),
         }
+    }
+
+    /// Records the call as the violation, in the room that was made for it.
+    fn violated(&mut self, call: &libc::seccomp_notif, main: i32, reads: bool) {
+        let record = self.record(call, main, reads);
+        self.violation.clear();
+        let room = self.violation.capacity();
+        self.violation.extend_from_slice(&record.as_slice()[..record.len().min(room)]);
     }
 
     /// The call, with what its pointers lead to if that is to be read and can be.

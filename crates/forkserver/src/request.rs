@@ -21,7 +21,7 @@ use crate::server::Server;
 use crate::source::IdMapping;
 use crate::template::{PROC_FD, Sibling, fork_sibling};
 use crate::tree::{self, Origin};
-use crate::{guard, init, initial, launch, report};
+use crate::{guard, init, initial, launch, notify, report};
 
 /// Namespaces that the clone makes; the user namespace is joined or made before it, and again after it.
 const CLONED: u64 = (libc::CLONE_NEWPID
@@ -81,6 +81,7 @@ fn unsandboxed<'a>(
         listens: false,
         reads: false,
         room: &init::room(),
+        record: &notify::room(false),
         guard: None,
         rules: None,
         stack: launch::allocate_stack(),
@@ -240,6 +241,7 @@ fn nest<'a>(
         listens: false,
         reads: false,
         room: &init::room(),
+        record: &notify::room(false),
         guard: pid_namespace.then_some(&guard),
         rules: None,
         stack: launch::allocate_stack(),

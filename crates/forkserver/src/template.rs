@@ -26,7 +26,7 @@ use crate::report::Marks;
 use crate::server::Server;
 use crate::source::IdMapping;
 use crate::tree::{self, Origin};
-use crate::{guard, init, initial, launch, memory, outputs, report};
+use crate::{guard, init, initial, launch, memory, notify, outputs, report};
 
 /// Where a template and its inits have their proc.
 pub(crate) const PROC_FD: RawFd = 4;
@@ -148,6 +148,7 @@ fn run<'a>(
         reads: memory::may_read(&plan.filter),
         stack: launch::allocate_stack(),
         room: init::room(),
+        record: notify::room(plan.filter_listens),
     };
     template.serve(socket.as_fd())
 }
@@ -197,6 +198,8 @@ struct Template<'a> {
     stack: *mut std::ffi::c_void,
     /// See [`init::room`]; likewise.
     room: Cell<Vec<OwnedFd>>,
+    /// See [`notify::room`]; likewise.
+    record: Cell<Vec<u8>>,
 }
 
 impl Template<'_> {
@@ -257,6 +260,7 @@ impl Template<'_> {
                         listens: self.plan.filter_listens,
                         reads: self.reads,
                         room: &self.room,
+                        record: &self.record,
                         guard: Some(&self.guard),
                         rules: self.rules.as_ref(),
                         stack: self.stack,

@@ -41,7 +41,6 @@ const LAUNCH_CALLS: &[&str] = &[
     "execve",
     "execveat",
     "recvmsg",
-    "sendmsg",
     "dup3",
     "close_range",
     "close",
@@ -53,6 +52,7 @@ const LAUNCH_CALLS: &[&str] = &[
     "clock_gettime",
     "landlock_add_rule",
     "landlock_restrict_self",
+    "unshare",
 ];
 
 /// Calls that a template and its inits make beside those, where the template has installed the filter for all that is cloned
@@ -97,6 +97,7 @@ const TEMPLATE_CALLS: &[&str] = &[
     "rt_sigaction",
     "rt_sigprocmask",
     "seccomp",
+    "sendmsg",
     "setfsgid",
     "setfsuid",
     "sethostname",
@@ -109,7 +110,6 @@ const TEMPLATE_CALLS: &[&str] = &[
     "statfs",
     "symlinkat",
     "tgkill",
-    "unshare",
     "waitid",
     "write",
 ];

@@ -67,10 +67,11 @@ pub unsafe fn clone_and_sleep(
     stack: *mut c_void,
     body: extern "C" fn(*mut c_void) -> c_int,
     argument: *mut c_void,
+    flags: c_int,
 ) -> Result<i32, Errno> {
     const SHARED: u32 = 1;
     let shared = AtomicU32::new(SHARED);
-    let flags = libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
+    let flags = flags | libc::CLONE_VM | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
     // SAFETY: the caller upholds it; the word lives until it was cleared.
     let pid = unsafe { clone(flags, stack, shared.as_ptr(), body, argument) }?;
     while shared.load(Ordering::Acquire) == SHARED {
@@ -91,9 +92,10 @@ pub unsafe fn vfork_as(
     stack: *mut c_void,
     body: extern "C" fn(*mut c_void) -> c_int,
     argument: *mut c_void,
+    flags: c_int,
 ) -> Result<i32, Errno> {
     let args = CloneArgs {
-        flags: (libc::CLONE_VM | libc::CLONE_VFORK) as u64,
+        flags: (flags | libc::CLONE_VM | libc::CLONE_VFORK) as u64,
         exit_signal: libc::SIGCHLD as u64,
         // The kernel starts at `stack + stack_size`, and only wants the size not to be 0.
         stack: stack as u64 - 16,
