@@ -108,7 +108,7 @@ test('wallTime: with a killSignal, the grace moves along', async (t) => {
   t.is(await firstLine(program), 'up')
   await program.setLimits({ wallTime: 5 })
   t.like(await program.result, { status: 'limit-exceeded', limit: 'wallTime', timedOut: true, stdout: 'up\nbye' })
-  const later = await sandbox.spawn('sleep', ['0.5'], { killSignal: 'SIGTERM', timeout: 300 })
+  const later = await sandbox.spawn('sleep', ['2.5'], { killSignal: 'SIGTERM', timeout: 2000 })
   await later.setLimits({ wallTime: 20_000 })
   t.like(await later.result, { status: 'exited', exitCode: 0 })
 })
