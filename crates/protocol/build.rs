@@ -11,6 +11,10 @@ const FILES: [&str; 5] = [
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=../../proto");
     let descriptors = protox::compile(FILES, ["../../proto"])?;
-    prost_build::Config::new().btree_map(["."]).compile_fds(descriptors)?;
+    prost_build::Config::new()
+        .btree_map(["."])
+        // Up to 2 MiB of them: they are parts of one piece of memory, and no copies of its parts.
+        .bytes([".nestbox.Launch.args", ".nestbox.Launch.envs"])
+        .compile_fds(descriptors)?;
     Ok(())
 }

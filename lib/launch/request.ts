@@ -266,11 +266,12 @@ class Merge {
     const environment = context.environment(this.#options.env)
     if (environment === undefined) this.#issue(['env'], 'It must be given: the host environment is never passed on')
     const output = (limits ?? context.limits).output
-    const args = this.#args.length === 0 ? argv0 : `${argv0}\0${this.#args.join('\0')}`
-    const text = `${this.#file}\0${this.#cwd()}\0${environment?.path ?? ''}\0${args}`
+    // One join: the core takes the text in one piece, which what is put together bit by bit had to become first, copied whole.
+    const texts = [this.#file, this.#cwd(), environment?.path ?? '', argv0, ...this.#args]
+    if (environment !== undefined && environment.joined !== '') texts.push(environment.joined)
     const message: LaunchMessage = {
       policy: undefined,
-      text: environment === undefined || environment.joined === '' ? text : `${text}\0${environment.joined}`,
+      text: texts.join('\0'),
       argc: this.#args.length + 1,
       stdin: stdio.stdin,
       stdout: captured(stdio.stdout, this.#kind, buffer),

@@ -14,6 +14,7 @@ use nestbox_protocol::{
     RootNode, Step, TmpfsNode,
 };
 use nestbox_sys::socket;
+use prost::bytes::Bytes;
 
 use crate::channel::{Channel, PassedFd, duplicate};
 use crate::failure::{Code, Failure};
@@ -307,8 +308,8 @@ fn launch_request(call: ForkCall<'_>) -> LaunchRequest<'_> {
     let file = call.args.first().cloned().unwrap_or_default();
     LaunchRequest {
         file,
-        args: call.args,
-        envs: call.envs,
+        args: call.args.into_iter().map(Bytes::from).collect(),
+        envs: call.envs.into_iter().map(Bytes::from).collect(),
         cwd: b"/".to_vec(),
         fds: call.fds,
         report_start: true,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use nestbox_policy::Resolved;
 use nestbox_protocol::{self as protocol, LimitKind, Limits, Step};
+use prost::bytes::Bytes;
 
 use crate::capture::{Capture, Captured, Input};
 use crate::channel::{Channel, PassedFd};
@@ -30,9 +31,9 @@ pub struct LaunchRequest<'a> {
     /// The program: a path inside, or a name to look up in `search_path`.
     pub file: Vec<u8>,
     /// argv, `argv[0]` first.
-    pub args: Vec<Vec<u8>>,
+    pub args: Vec<Bytes>,
     /// The whole environment.
-    pub envs: Vec<Vec<u8>>,
+    pub envs: Vec<Bytes>,
     /// Directories to look a bare name up in.
     pub search_path: Vec<u8>,
     /// Where it starts, inside.

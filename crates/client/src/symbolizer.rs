@@ -68,7 +68,7 @@ pub(crate) fn request<'a>(
     LaunchRequest {
         policy: Some(policy),
         file: name.clone(),
-        args: vec![name],
+        args: vec![name.into()],
         exec_fd: Some(program.as_raw_fd()),
         fds: Fds {
             stdio: [Stdio::Ignore, Stdio::Native, Stdio::Ignore],

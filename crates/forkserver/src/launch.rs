@@ -10,6 +10,7 @@ use std::sync::LazyLock;
 
 use nestbox_protocol::{FdGrant, FdRole, Launch, Limits, Network, Step, Supervision};
 use nestbox_sys::Errno;
+use prost::bytes::Bytes;
 
 use crate::fault::Fault;
 use crate::report::OUTPUTS_MAX;
@@ -226,7 +227,7 @@ fn string(bytes: &[u8]) -> Result<CString, Fault<'_>> {
 }
 
 /// Pointers to C strings of `texts`, null-terminated. The strings go to `keep`: a CString's bytes do not move with it.
-fn pointers<'a>(texts: &'a [Vec<u8>], keep: &mut Vec<CString>) -> Result<Vec<*const c_char>, Fault<'a>> {
+fn pointers<'a>(texts: &'a [Bytes], keep: &mut Vec<CString>) -> Result<Vec<*const c_char>, Fault<'a>> {
     let mut all = Vec::with_capacity(texts.len() + 1);
     for text in texts {
         let text = string(text)?;

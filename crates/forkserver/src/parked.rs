@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 
 use nestbox_protocol::{Launch, LaunchControl, Limits, Network, Step, frame, launch_control};
 use nestbox_sys::packet;
+use prost::bytes::Bytes;
 
 use crate::boot::CONTROL_FD;
 use crate::child::now;
@@ -66,8 +67,8 @@ fn rehearse(parking: Parking, ids: Ids) {
     const STRINGS: usize = 8;
     let launch = Launch {
         file: b"rehearsal".to_vec(),
-        args: vec![b"rehearsal".to_vec(); STRINGS],
-        envs: vec![b"REHEARSAL=1".to_vec(); STRINGS],
+        args: vec![Bytes::from_static(b"rehearsal"); STRINGS],
+        envs: vec![Bytes::from_static(b"REHEARSAL=1"); STRINGS],
         search_path: b"/usr/local/bin:/usr/bin:/bin".to_vec(),
         cwd: b"/".to_vec(),
         limits: Some(Limits::default()),

@@ -117,10 +117,10 @@ fn a_large_request_travels_in_a_memfd() {
     let template = server.template(plan(), &namespaces).expect("template");
     // MAX_ARG_STRLEN is 128 KiB; all of it together may be a quarter of the stack limit, 2 MiB.
     let mut large = launch(&["sh", "-c", "echo $# ${#1}", "sh"]);
-    large.args.extend(std::iter::repeat_n(vec![b'a'; 131_071], 14));
+    large.args.extend(std::iter::repeat_n(vec![b'a'; 131_071].into(), 14));
     assert_eq!(run(&template, large).stdout, "14 131071\n");
     let mut too_large = launch(&["true"]);
-    too_large.args.push(vec![b'a'; 131_072]);
+    too_large.args.push(vec![b'a'; 131_072].into());
     let failure = run(&template, too_large).failure.expect("refused by the kernel");
     assert_eq!((failure.step(), failure.errno, failure.exec), (Step::Exec, libc::E2BIG, true));
 }

@@ -175,7 +175,7 @@ impl Server {
         let extras = extras.unwrap_or_default();
         let launch = NativeLaunch {
             policy: policy.as_deref(),
-            text: &text,
+            text,
             extras: &extras,
             numbers: self.poll.owner.results.numbers(),
         };

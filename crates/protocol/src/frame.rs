@@ -127,7 +127,8 @@ mod tests {
 
     #[test]
     fn inline_round_trip() {
-        let launch = Launch { args: vec![b"a".to_vec(), vec![0xff, 0xfe]], ..Launch::default() };
+        let launch =
+            Launch { args: vec![b"a".to_vec().into(), vec![0xff, 0xfe].into()], ..Launch::default() };
         let packet = inline(&launch);
         let Kind::Inline(body) = parse(&packet).expect("parses") else { panic!("inline") };
         assert_eq!(Launch::decode(body).expect("decodes"), launch);

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use nestbox_protocol::frame::{self, FDS_MAX, FrameError, INLINE_MAX, Kind};
 use nix::errno::Errno;
 use prost::Message;
+use prost::bytes::Bytes;
 
 use crate::memfd;
 
@@ -267,8 +268,9 @@ pub fn read_message<M: Message + Default>(bytes: &[u8], fds: &mut Vec<OwnedFd>) 
         Kind::Inline(body) => Ok(M::decode(body).map_err(FrameError::from)?),
         Kind::Spilled(length) => {
             let spill = fds.pop().ok_or(MessageError::Spill("no memfd came with it"))?;
-            let body = memfd::read_sealed(&spill, length)?;
-            Ok(M::decode(&body[..]).map_err(FrameError::from)?)
+            // What is large in it stays where it was read.
+            let body = Bytes::from(memfd::read_sealed(&spill, length)?);
+            Ok(M::decode(body).map_err(FrameError::from)?)
         }
     }
 }
@@ -288,7 +290,7 @@ mod tests {
     fn message_with_fds_and_credentials() {
         let (left, right) = socket::seqpacket_pair().expect("pair");
         socket::pass_credentials(right.as_fd()).expect("passcred");
-        let launch = Launch { args: vec![b"x".to_vec()], ..Launch::default() };
+        let launch = Launch { args: vec![b"x".to_vec().into()], ..Launch::default() };
         send_message(left.as_fd(), &launch, &[0, 1], 0).expect("send");
         let mut buffer = vec![0; frame::PACKET_MAX];
         let mut fds = Vec::new();
@@ -315,7 +317,7 @@ mod tests {
     #[test]
     fn large_message_is_spilled() {
         let (left, right) = socket::seqpacket_pair().expect("pair");
-        let launch = Launch { args: vec![vec![b'x'; 120_000]; 40], ..Launch::default() };
+        let launch = Launch { args: vec![vec![b'x'; 120_000].into(); 40], ..Launch::default() };
         send_message(left.as_fd(), &launch, &[0], 0).expect("send");
         let mut buffer = vec![0; frame::PACKET_MAX];
         let mut fds = Vec::new();

@@ -178,7 +178,7 @@ impl Script {
             ending: protocol::Ending::Exited.into(),
             ..protocol::Ended::default()
         };
-        if launch.args.get(1).is_some_and(|arg| arg == b"wait") {
+        if launch.args.get(1).is_some_and(|arg| **arg == *b"wait") {
             let Some((LaunchControl { kind: Some(_) }, _)) = hear(&socket) else { return };
             ended.ending = protocol::Ending::Signaled.into();
             ended.status = libc::SIGKILL;
@@ -260,7 +260,7 @@ fn request(policy: Option<&PolicyHandle>) -> LaunchRequest<'_> {
     LaunchRequest {
         policy,
         file: b"/bin/x".to_vec(),
-        args: vec![b"x".to_vec()],
+        args: vec![b"x".to_vec().into()],
         fds: Fds { stdio: [Stdio::Ignore, Stdio::Native, Stdio::Ignore], ..Fds::default() },
         ..LaunchRequest::default()
     }
@@ -537,7 +537,7 @@ fn killing_before_and_after_it_was_sent() {
     assert!(play.client.kill(early, libc::SIGKILL));
     assert!(!play.client.kill(early, libc::SIGKILL), "it is over");
     let mut waiting = request(Some(&policy));
-    waiting.args.push(b"wait".to_vec());
+    waiting.args.push(b"wait".to_vec().into());
     let late = play.client.launch(waiting).expect("taken").token;
     play.until(|play| {
         play.events.iter().any(|event| matches!(event, Event::Started { token, .. } if *token == late))
@@ -556,7 +556,7 @@ fn too_much_output_kills() {
     let _alone = alone();
     let mut play = Play::start(Script::default(), &Options::default());
     let mut request = request(None);
-    request.args.push(b"wait".to_vec());
+    request.args.push(b"wait".to_vec().into());
     request.fds.output_limit = Some(2);
     let token = play.client.launch(request).expect("taken").token;
     play.until_idle();

@@ -180,7 +180,7 @@ pub fn plan() -> Plan {
 
 pub fn launch(args: &[&str]) -> Launch {
     Launch {
-        args: args.iter().map(|arg| arg.as_bytes().to_vec()).collect(),
+        args: args.iter().map(|arg| arg.as_bytes().to_vec().into()).collect(),
         file: args[0].into(),
         search_path: b"/usr/bin:/bin".to_vec(),
         outer_uid: OUTER,
