@@ -29,7 +29,7 @@ export interface Settings {
   readonly turn: number
   /** Milliseconds of rest before each launch, in all modes alike. */
   readonly pause: number
-  /** Launches a mode where the tail of the distribution is looked at. */
+  /** Launches a mode where the tail of the distribution is looked at, or differences of a few per cent. */
   readonly tail: number
   /** Launches in a row where they follow each other without rest: more than are ever made ahead. */
   readonly sustained: number
@@ -75,7 +75,7 @@ export const FULL: Settings = {
   mounts: 320,
   inFlight: [1, 8, 64, 256],
   flood: 512,
-  floods: 5,
+  floods: 9,
   nests: 64,
   sweepLaunches: 60,
   sweeps: {
