@@ -8,6 +8,7 @@ import { promisify } from 'node:util'
 
 import test from 'ava'
 
+import { orders } from '../bench/measure.ts'
 import { peersOf } from '../bench/peers.ts'
 import { plots } from '../bench/plots.ts'
 import { reportOf } from '../bench/report.ts'
@@ -112,3 +113,23 @@ test('a ratio comes with an interval that holds it, and is the same every time',
   const tail = ratioOfQuantiles({ values, q: 0.99 }, { values, q: 0.5 }, 5)
   t.true(tail.value > 1.05 && tail.value < 1.25 && tail.low <= tail.value && tail.high >= tail.value)
 })
+
+test('turns are taken in every order, by nobody twice in succession', (t) => {
+  const rounds = orders(['a', 'b', 'c'])
+  const taken = Array.from({ length: 600 }, () => rounds.next().value)
+  for (const order of taken) t.deepEqual(order.toSorted(ascending), ['a', 'b', 'c'])
+  const all = taken.flat()
+  const after = new Map<string, number>()
+  for (const [index, mode] of all.slice(1).entries()) {
+    const pair = `${all[index]}${mode}`
+    after.set(pair, (after.get(pair) ?? 0) + 1)
+  }
+  t.deepEqual([...after.keys()].toSorted(ascending), ['ab', 'ac', 'ba', 'bc', 'ca', 'cb'])
+  for (const [pair, times] of after) t.true(times > 220 && times < 380, `${pair}: ${times}`)
+  const two = orders([1, 2])
+  const [first] = two.next().value
+  for (let round = 0; round < 9; round += 1) t.is(two.next().value[0], first, 'of two, one always begins')
+  t.deepEqual(orders([1]).next().value, [1])
+})
+
+const ascending = (one: string, other: string): number => one.localeCompare(other)

@@ -7,6 +7,7 @@ import { progressBar } from './progress.ts'
 import type { Programs } from './programs.ts'
 import { rounded, type SampleRecord, type ScenarioRecord } from './samples.ts'
 import type { Settings } from './settings.ts'
+import { random } from './stats.ts'
 
 /** Something that can be measured by itself. */
 export interface Scenario {
@@ -89,6 +90,26 @@ export const closeAll = async (open: readonly OpenSeries[]): Promise<void> => {
   await Promise.all(open.map(({ host }) => host.close()))
 }
 
+/**
+ * The orders in which they take their turns: another one in each round, and nobody twice in succession. Back and forth would not do:
+ * who comes first and who comes last would have every second turn right after one of their own, which is 3 % faster.
+ */
+export const orders = function* <T>(all: readonly T[]): Generator<T[], never> {
+  const next = random(0x74_75_72_6e)
+  let last: T | undefined
+  for (;;) {
+    const order = [...all]
+    for (let rest = order.length; rest > 1; rest -= 1) {
+      const [drawn] = order.splice(Math.floor(next() * rest), 1)
+      if (drawn !== undefined) order.push(drawn)
+    }
+    const [first] = order
+    if (first !== undefined && first === last) order.push(...order.splice(0, 1))
+    last = order.at(-1)
+    yield order
+  }
+}
+
 /** Takes turns until each series has `launches` samples. */
 export const takeTurns = async (
   { scenario, settings, gate }: Context,
@@ -100,13 +121,12 @@ export const takeTurns = async (
   for (const { host } of open) {
     if (warmUp > 0) await host.turn({ launches: warmUp, pause, watch, size })
   }
-  for (let done = 0, round = 0; done < launches; done += turn, round += 1) {
+  const rounds = orders(open)
+  for (let done = 0; done < launches; done += turn) {
     progressBar(scenario, done, launches)
     await gate.pass()
-    // Back and forth, so that nobody always comes after the same other one.
-    const order = round % 2 === 0 ? open : open.toReversed()
     // The order is the point.
-    for (const series of order) {
+    for (const series of rounds.next().value) {
       samples.get(series)?.push(...(await series.host.turn({ launches: turn, pause, watch, size })))
     }
   }

@@ -22,8 +22,9 @@ ${END}
 ## How it is measured
 
 \`npm run bench\` compiles the programs, starts a host (a Node.js process) for every mode, and lets the hosts launch in turns: five
-launches of the first mode, five of the second, and so on, over and over, back and forth. The first launches of each are discarded. What
-is compared was therefore measured at the same time; absolute numbers are those of one machine, the ratios are what to look at.
+launches of one mode, five of another, and so on, over and over, in an order that is drawn anew each time and in which no mode
+follows itself. The first launches of each are discarded. What is compared was therefore measured at the same time; absolute numbers
+are those of one machine, the ratios are what to look at.
 
 - Every mode has a host to itself that loads only what it needs, because the cost of \`child_process\` grows with the memory
   of the process that calls it: loading a TypeScript loader alone makes it half as slow again.

@@ -28,7 +28,7 @@ export const quantile = (values: readonly number[], q: number): number =>
 export const median = (values: readonly number[]): number => quantile(values, 0.5)
 
 /** mulberry32. */
-const random = (seed: number): (() => number) => {
+export const random = (seed: number): (() => number) => {
   let state = seed
   return () => {
     state = (state + 0x6d_2b_79_f5) | 0
