@@ -167,7 +167,7 @@ test('an abort that comes too late changes nothing', async (t) => {
 test('killSignal lets the program clean up', async (t) => {
   const script = 'trap "echo cleaned > /tmp/log; exit 0" TERM; while :; do sleep 0.01; done'
   const result = await sh({ run }, script, {
-    timeout: 150,
+    timeout: 2000,
     killSignal: 'SIGTERM',
     outputs: { log: { path: '/tmp/log', maxBytes: 100 } },
   })

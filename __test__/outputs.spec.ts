@@ -117,7 +117,7 @@ test('outputs of a program that failed, was killed or ran into a limit', async (
     ['echo x > /tmp/a; sleep 60', 'limit-exceeded'],
   ] as const) {
     // oxlint-disable-next-line no-await-in-loop
-    const result = await sh({ run }, script, { outputs, timeout: 300 })
+    const result = await sh({ run }, script, { outputs, timeout: 2000 })
     t.is(result.status, status)
     t.is(Buffer.from(result.outputs.a).toString(), 'x\n')
   }
