@@ -9,11 +9,10 @@ use std::convert::Infallible;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::os::fd::RawFd;
 
-use nestbox_sys::Errno;
 use nestbox_sys::process::{self, prctl};
+use nestbox_sys::{Errno, landlock};
 
 use crate::fault::{During, Fault};
-use crate::landlock;
 use crate::launch::{NULL_FD, PROGRAM};
 use crate::user::Ids;
 
@@ -25,9 +24,8 @@ pub(crate) struct Child<'a> {
     /// What Landlock lets it do.
     pub(crate) ruleset: Option<RawFd>,
     pub(crate) rlimits: &'a [(u32, u64)],
+    /// What is to be installed; empty: none, or the template has done it.
     pub(crate) filter: &'a [u8],
-    /// The template has installed it.
-    pub(crate) filter_inherited: bool,
     pub(crate) proc: RawFd,
     /// The socket to wait at, once everything is done that is not the launch's own.
     pub(crate) park: Option<RawFd>,
@@ -48,12 +46,14 @@ pub(crate) extern "C" fn run(argument: *mut c_void) -> c_int {
 fn steps(child: &Child<'_>) -> Result<Infallible, Fault> {
     isolate(child)?;
     if let Some(socket) = child.park {
-        if !child.filter_inherited {
-            process::install_filter(child.filter).during("seccomp")?;
-        }
+        install(child)?;
         wait_for_launch(socket)?;
     }
     carry_out(child)
+}
+
+fn install(child: &Child<'_>) -> Result<(), Fault> {
+    if child.filter.is_empty() { Ok(()) } else { process::install_filter(child.filter).during("seccomp") }
 }
 
 fn isolate(child: &Child<'_>) -> Result<(), Fault> {
@@ -122,7 +122,7 @@ fn wait_for_launch(socket: RawFd) -> Result<(), Fault> {
 
 fn carry_out(child: &Child<'_>) -> Result<Infallible, Fault> {
     if let Some(ruleset) = child.ruleset {
-        landlock::enforce(ruleset)?;
+        landlock::restrict_self(ruleset).during("landlock_restrict_self")?;
     }
     // SAFETY: numbers only.
     unsafe { nestbox_sys::syscall!(libc::SYS_dup3, NULL_FD, 2, 0) }.during("dup3")?;
@@ -140,8 +140,8 @@ fn carry_out(child: &Child<'_>) -> Result<Infallible, Fault> {
         // SAFETY: a C string.
         unsafe { nestbox_sys::syscall!(libc::SYS_chdir, path.as_ptr()) }.during("chdir")?;
     }
-    if child.park.is_none() && !child.filter_inherited {
-        process::install_filter(child.filter).during("seccomp")?;
+    if child.park.is_none() {
+        install(child)?;
     }
     let path = PROGRAM.as_ptr();
     // SAFETY: the vectors are null-terminated and point to C strings.

@@ -12,6 +12,10 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use nestbox_protocol::{self as protocol, FdGrant, Mount, Plan, Step, mount as plan_mount};
 use nestbox_sys::Errno;
+use nestbox_sys::landlock::{
+    self, ALL, DEVICE, EXECUTE, FILE, IOCTL_DEV, MAKE, READ, READ_FILE, REFER, SCOPE_ABSTRACT_UNIX_SOCKET,
+    SCOPE_SIGNAL, TRUNCATE, WRITE_FILE,
+};
 use nestbox_sys::mount::{
     ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, mount,
     open_at,
@@ -22,49 +26,11 @@ use crate::launch::Prepared;
 use crate::source::{below_root, c_path};
 use crate::tree::detached;
 
-const EXECUTE: u64 = 1 << 0;
-const WRITE_FILE: u64 = 1 << 1;
-const READ_FILE: u64 = 1 << 2;
-const READ_DIR: u64 = 1 << 3;
-const REFER: u64 = 1 << 13;
-const TRUNCATE: u64 = 1 << 14;
-const IOCTL_DEV: u64 = 1 << 15;
-
-/// What can be done with whatever a policy shows.
-const READ: u64 = EXECUTE | READ_FILE | READ_DIR;
-/// What can be done with a file that is open.
-const FILE: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV;
-/// Removing and making by kind, since the first ABI.
-const MAKE: u64 = 0x1ff0;
-const ALL: u64 = READ | WRITE_FILE | MAKE | REFER | TRUNCATE | IOCTL_DEV;
-const DEVICE: u64 = READ_FILE | WRITE_FILE | TRUNCATE | IOCTL_DEV;
-
-const SCOPE_ABSTRACT_UNIX_SOCKET: u64 = 1 << 0;
-const SCOPE_SIGNAL: u64 = 1 << 1;
-
-/// `LANDLOCK_CREATE_RULESET_VERSION`.
-const VERSION: usize = 1;
-const RULE_PATH_BENEATH: usize = 1;
 /// No fd.
 const NONE: RawFd = -1;
 
 /// The first ABI does not let anybody move a file to another directory, which ordinary programs do.
 const ABI_MIN: u32 = 2;
-
-/// `struct landlock_ruleset_attr`.
-#[repr(C)]
-struct Attributes {
-    access_fs: u64,
-    access_net: u64,
-    scoped: u64,
-}
-
-/// `struct landlock_path_beneath_attr`.
-#[repr(C, packed)]
-struct PathBeneath {
-    access: u64,
-    parent: RawFd,
-}
 
 /// What this kernel enforces, of what is known here.
 #[derive(Clone, Copy, Debug)]
@@ -100,23 +66,13 @@ impl Support {
 /// second and the third name no ruleset, and are told so where they can be used at all. Needs no new privileges to be set.
 pub(crate) fn probe() -> Result<Support, Fault<'static>> {
     let step = Step::MakeRuleset;
-    // SAFETY: with this flag the pointer is null and the size 0.
-    let abi = unsafe { nestbox_sys::syscall!(libc::SYS_landlock_create_ruleset, 0, 0, VERSION) }.at(
-        step,
-        "landlock_create_ruleset",
-        b"version",
-    )? as u32;
+    let abi = landlock::abi().at(step, "landlock_create_ruleset", b"version")?;
     if abi < ABI_MIN {
         let fault = Fault::new(step, Errno::EOPNOTSUPP, "landlock_create_ruleset", b"version");
         return Err(fault.detail("the kernel has the first ABI, under which no file can be moved"));
     }
-    let rule = PathBeneath { access: READ_FILE, parent: NONE };
-    // SAFETY: a struct of ours.
-    let added = unsafe {
-        nestbox_sys::syscall!(libc::SYS_landlock_add_rule, NONE, RULE_PATH_BENEATH, &raw const rule, 0)
-    };
-    // SAFETY: numbers only.
-    let restricted = unsafe { nestbox_sys::syscall!(libc::SYS_landlock_restrict_self, NONE, 0) };
+    let added = landlock::add_rule(NONE, NONE, READ_FILE);
+    let restricted = landlock::restrict_self(NONE);
     for (answer, call) in [(added, "landlock_add_rule"), (restricted, "landlock_restrict_self")] {
         match answer {
             Err(Errno::EBADF) => {}
@@ -184,14 +140,11 @@ impl Rules {
     /// Makes the ruleset. Before init's other fds, so that its number lies below those that init keeps.
     pub(crate) fn create(&self) -> Result<Ruleset, Fault<'static>> {
         let Support { access_fs, scoped, .. } = self.support;
-        let attributes = Attributes { access_fs, access_net: 0, scoped };
-        // Older kernels know fewer of the fields; those that are left out are 0.
-        let known = if scoped == 0 { size_of::<u64>() } else { size_of::<Attributes>() };
-        // SAFETY: a struct of ours, as long as said.
-        let fd = unsafe {
-            nestbox_sys::syscall!(libc::SYS_landlock_create_ruleset, &raw const attributes, known, 0)
-        }
-        .at(Step::MakeRuleset, "landlock_create_ruleset", b"")? as RawFd;
+        let fd = landlock::create_ruleset(access_fs, scoped).at(
+            Step::MakeRuleset,
+            "landlock_create_ruleset",
+            b"",
+        )?;
         Ok(Ruleset { fd, support: self.support })
     }
 
@@ -257,13 +210,8 @@ impl Ruleset {
 
     /// Adds a rule. A file of a file system that nobody can name paths of (a pipe, a memfd) needs none.
     fn add(self, place: RawFd, access: u64) -> Result<(), Errno> {
-        let rule = PathBeneath { access: access & self.support.access_fs, parent: place };
-        // SAFETY: a struct of ours.
-        let added = unsafe {
-            nestbox_sys::syscall!(libc::SYS_landlock_add_rule, self.fd, RULE_PATH_BENEATH, &raw const rule, 0)
-        };
-        match added {
-            Ok(_) | Err(Errno::EBADFD) => Ok(()),
+        match landlock::add_rule(self.fd, place, access & self.support.access_fs) {
+            Ok(()) | Err(Errno::EBADFD) => Ok(()),
             Err(errno) => Err(errno),
         }
     }
@@ -291,8 +239,5 @@ pub(crate) fn enforce(ruleset: Ruleset, launch: &Prepared<'_>) -> Result<(), Fau
         };
         ruleset.add(fd, access).at(Step::EnforceRuleset, "landlock_add_rule", b"a passed fd")?;
     }
-    // SAFETY: numbers only.
-    unsafe { nestbox_sys::syscall!(libc::SYS_landlock_restrict_self, ruleset.fd, 0) }
-        .at(Step::EnforceRuleset, "landlock_restrict_self", b"")
-        .map(drop)
+    landlock::restrict_self(ruleset.fd).at(Step::EnforceRuleset, "landlock_restrict_self", b"")
 }

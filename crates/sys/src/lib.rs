@@ -4,6 +4,7 @@
 //! signature shows it (`Vec`, `OwnedFd` lists), so the launch path of the fork server may call it between clone and
 //! exec; fds are always close-on-exec. Used by the client (host side) and the fork server.
 
+pub mod landlock;
 pub mod memfd;
 pub mod mount;
 pub mod packet;
