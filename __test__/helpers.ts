@@ -33,6 +33,15 @@ export const compile = (t: ExecutionContext, source: string, ...flags: string[])
   return to
 }
 
+/** Compiles a C program that has no C library, and leaves it in a directory for everybody to execute. */
+export const compileBare = (source: string, directory: string): string => {
+  const to = path.join(directory, 'probe')
+  const flags = ['-O1', '-static', '-nostdlib', '-ffreestanding', '-fno-stack-protector']
+  execFileSync('gcc', [...flags, '-o', to, source], { stdio: ['ignore', 'ignore', 'inherit'] })
+  chmodSync(to, 0o755)
+  return to
+}
+
 /** The open descriptors of this process, by number, with what they lead to. */
 export const openDescriptors = (): Map<number, string> => {
   const found = new Map<number, string>()

@@ -1,7 +1,6 @@
 // Filters that a template takes on, for all that is cloned from it: its own calls and those of its inits pass by the cookie that
 // they carry. One that did not carry it would show here: what is not memory's or a descriptor's end kills.
 
-import { execFileSync } from 'node:child_process'
 import { chmodSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -18,7 +17,7 @@ import {
   type SandboxOptions,
   type SyscallFilter,
 } from '../index.ts'
-import { scratch } from './helpers.ts'
+import { compileBare, scratch } from './helpers.ts'
 import { family, statusLine } from './invariants/support.ts'
 
 const source = path.join(path.dirname(fileURLToPath(import.meta.url)), 'syscalls.c')
@@ -37,12 +36,9 @@ const serve = async (
   more: (from: PolicyBuilder) => PolicyBuilder = (from) => from,
 ) => {
   const directory = scratch(t)
-  const probe = path.join(directory, 'probe')
-  const flags = ['-O1', '-static', '-nostdlib', '-ffreestanding', '-fno-stack-protector']
-  execFileSync('gcc', [...flags, '-o', probe, source], { stdio: ['ignore', 'ignore', 'inherit'] })
+  const probe = compileBare(source, directory)
   writeFileSync(path.join(directory, 'bound'), 'x')
   chmodSync(directory, 0o755)
-  chmodSync(probe, 0o755)
   const server = await ForkServer.start()
   const from = policy().bind(probe, '/probe').syscalls(filter).tmpfs('/tmp').mountPoint('/in')
   const sandbox = await Sandbox.create(more(from), { ...options, server })

@@ -1,7 +1,6 @@
 // Syscall filters in force: what programs get to feel of them. Each protection is first shown to be one: the same call
 // goes through without it.
 
-import { execFileSync } from 'node:child_process'
 import { chmodSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
@@ -11,7 +10,7 @@ import test from 'ava'
 
 import { policy, Sandbox, syscallFilter, type Result, type SyscallFilter } from '../index.ts'
 import { arg, arg64, AF_UNIX, CLONE_NEWUSER, TIOCSTI } from '../lib/syscalls/index.ts'
-import { compile } from './helpers.ts'
+import { compile, compileBare } from './helpers.ts'
 
 const here = path.dirname(fileURLToPath(import.meta.url))
 
@@ -28,14 +27,8 @@ const number = (name: string): string => String(numbers.get(name))
 
 const directory = mkdtempSync(path.join(tmpdir(), 'nestbox-syscalls-'))
 process.on('exit', () => rmSync(directory, { recursive: true, force: true }))
-const probe = path.join(directory, 'probe')
-execFileSync(
-  'gcc',
-  ['-O1', '-static', '-nostdlib', '-ffreestanding', '-fno-stack-protector', '-o', probe, path.join(here, 'syscalls.c')],
-  { stdio: ['ignore', 'ignore', 'inherit'] },
-)
+const probe = compileBare(path.join(here, 'syscalls.c'), directory)
 chmodSync(directory, 0o755)
-chmodSync(probe, 0o755)
 
 /** An error that no call gives by itself. */
 const REFUSED = 'EL2HLT'

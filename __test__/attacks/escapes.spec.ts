@@ -22,7 +22,7 @@ import { createInterface } from 'node:readline'
 import type { ExecutionContext } from 'ava'
 
 import { ForkServer, policy, Sandbox, SpawnError } from '../../index.ts'
-import { runs, isRoot, scratch, until } from '../helpers.ts'
+import { isRoot, runs, scratch, until } from '../helpers.ts'
 import { firstLine } from '../inside.ts'
 import { attack, attackable, done, filters, inside, outside, program, victim } from './support.ts'
 

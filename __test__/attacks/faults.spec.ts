@@ -8,7 +8,6 @@
 
 import { constants } from 'node:os'
 
-import { ForkServer, Sandbox } from '../../index.ts'
 import {
   CALLS,
   ERRORS,
@@ -106,18 +105,11 @@ const STEPS = [
  * One launch on a fork server of its own that makes all of its nest, and its template: one with a root that is written to is for
  * one launch only. What else is made ahead of a launch (the initial namespaces, networks) is tried again for it.
  */
-const attemptCold = async (): Promise<Trial> => {
-  let pid = 0
-  try {
-    await using server = await ForkServer.start()
-    pid = server.pid
-    await using sandbox = await Sandbox.create(shown().rootWritable(), { server, warm: 0 })
+const attemptCold = (): Promise<Trial> =>
+  trialOf(shown().rootWritable(), { warm: 0 }, async (sandbox) => {
     const cold = await look(sandbox, launchOptions)
-    return cold === undefined ? { over: true, server: pid } : { found: { cold }, server: pid }
-  } catch (error) {
-    return { error, server: pid }
-  }
-}
+    return cold && { cold }
+  })
 
 x64(
   'every single call that is refused makes the launch fail at its step, or changes nothing of the sandbox',

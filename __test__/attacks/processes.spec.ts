@@ -9,7 +9,7 @@ import { createInterface } from 'node:readline'
 import { setTimeout as delay } from 'node:timers/promises'
 
 import { ForkServer, Sandbox } from '../../index.ts'
-import { BOUNDED, runs, isRoot, until } from '../helpers.ts'
+import { BOUNDED, isRoot, runs, until } from '../helpers.ts'
 import { family, processOf } from '../invariants/support.ts'
 import { alive, attack, attackable, done, filters, inside, outside, program, victim } from './support.ts'
 

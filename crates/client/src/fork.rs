@@ -108,9 +108,9 @@ pub struct ForkCall<'a> {
     /// `Pivot`.
     pub pivot: i32,
     /// argv; the program is `argv[0]` unless there is an `exec_fd`.
-    pub args: Vec<Vec<u8>>,
+    pub args: Vec<Bytes>,
     /// The whole environment.
-    pub envs: Vec<Vec<u8>>,
+    pub envs: Vec<Bytes>,
     /// Uid inside.
     pub uid: u32,
     /// Gid inside.
@@ -305,11 +305,11 @@ impl Client {
 }
 
 fn launch_request(call: ForkCall<'_>) -> LaunchRequest<'_> {
-    let file = call.args.first().cloned().unwrap_or_default();
+    let file = call.args.first().map(|file| file.to_vec()).unwrap_or_default();
     LaunchRequest {
         file,
-        args: call.args.into_iter().map(Bytes::from).collect(),
-        envs: call.envs.into_iter().map(Bytes::from).collect(),
+        args: call.args,
+        envs: call.envs,
         cwd: b"/".to_vec(),
         fds: call.fds,
         report_start: true,

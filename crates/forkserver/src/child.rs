@@ -8,7 +8,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CStr, c_int, c_void};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use nestbox_protocol::Step;
 use nestbox_sys::process::{install_filter, prctl, unshare};
@@ -61,7 +61,7 @@ pub(crate) struct Child<'a> {
     /// The filter asks a supervisor.
     pub(crate) listens: bool,
     /// What that one listens at: see [`crate::listener`].
-    pub(crate) listener: Option<RawFd>,
+    pub(crate) listener: Option<OwnedFd>,
     /// What Landlock lets it do.
     pub(crate) ruleset: Option<Ruleset>,
     /// A proc in which `self` is this process.

@@ -22,7 +22,6 @@ use crate::fault::{At, Fault};
 use crate::landlock::{Rules, Ruleset};
 use crate::launch::Prepared;
 use crate::limits::Changes;
-use crate::listener;
 use crate::nest::{self, NestMounts};
 use crate::notify::Supervisor;
 use crate::parked::Parking;
@@ -160,7 +159,11 @@ fn start<'a>(
     } else {
         !parked
     };
-    let listener = listener.map(|fd| listener::take(fd, signals.as_raw_fd() + 1)).transpose()?;
+    let listener = listener.map(|listener| move_to(listener, signals.as_raw_fd() + 1)).transpose().at(
+        Step::InstallFilter,
+        "dup3",
+        b"listener",
+    )?;
     let census = close_fds(nest, launch, signals.as_raw_fd(), own_proc)?;
     let allowance = Allowance::new(launch, exec_ns);
     let proc = nest.pid_namespace.then_some(PROC_FD);
@@ -202,7 +205,7 @@ struct Started<'a> {
     launch: Option<&'a Prepared<'a>>,
     outcome: Outcome<'a>,
     /// What it has left of [`crate::listener`].
-    listener: Option<RawFd>,
+    listener: Option<OwnedFd>,
 }
 
 /// Starts the launch child and waits until it has executed or given up.

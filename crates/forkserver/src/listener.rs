@@ -5,7 +5,7 @@
 //! [`install`] allocates nothing and makes no other call under the filter; init has the listener before the program's first
 //! instruction. Called by [`crate::child`] and [`crate::init`].
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use nestbox_protocol::Step;
 use nestbox_sys::{Errno, process};
@@ -15,9 +15,9 @@ use crate::fault::{At, Fault};
 /// What a child that will [`install`] is cloned with.
 pub(crate) const FLAGS: i32 = libc::CLONE_FILES;
 
-/// Installs `filter` with a listener, and answers its number, which is init's too. The child's is closed with all others that the
-/// program does not get.
-pub(crate) fn install(filter: &[u8]) -> Result<RawFd, Fault<'static>> {
+/// Installs `filter` with a listener, and answers that: init's, for the child's own is closed with all others that the program does
+/// not get.
+pub(crate) fn install(filter: &[u8]) -> Result<OwnedFd, Fault<'static>> {
     let step = Step::InstallFilter;
     let listener = process::install_listening_filter(filter).map_err(|errno| {
         let fault = Fault::new(step, errno, "seccomp", b"listener");
@@ -28,19 +28,6 @@ pub(crate) fn install(filter: &[u8]) -> Result<RawFd, Fault<'static>> {
         }
     })?;
     process::unshare(libc::CLONE_FILES).at(step, "unshare", b"descriptors")?;
-    Ok(listener)
-}
-
-/// In init: the listener that a child has left, as fd `number`, whatever that was before.
-pub(crate) fn take(listener: RawFd, number: RawFd) -> Result<OwnedFd, Fault<'static>> {
-    if listener != number {
-        // SAFETY: numbers only; what was there is not used any more.
-        unsafe { nestbox_sys::syscall!(libc::SYS_dup3, listener, number, libc::O_CLOEXEC) }.at(
-            Step::InstallFilter,
-            "dup3",
-            b"listener",
-        )?;
-    }
-    // SAFETY: it is there, and nobody else owns it; what `listener` was is closed with all that init does not keep.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    // SAFETY: by this number it is init's as well, and nobody else there owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(listener) })
 }

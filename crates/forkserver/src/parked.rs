@@ -2,9 +2,9 @@
 //!
 //! It is the launch child ([`crate::child`]), stopped between what every launch of a policy has in common and what is the
 //! launch's own, with init still asleep behind it: a launch wakes one process, which decodes it, takes its fds, and
-//! executes. Its syscall filter is on already, by which what the template's processes call themselves passes (`Plan.launch_cookie`);
-//! but it must not need memory from the kernel: [`reserve_memory`] has the allocator keep enough. Promises: what a launch brings is leaked, not freed (the
-//! exec ends this memory); the end of the socket dismisses it.
+//! executes. Its syscall filter is on already; what it calls itself passes by the cookie (`Plan.launch_cookie`), but it must not
+//! need memory from the kernel: [`reserve_memory`] has the allocator keep enough. Promises: what a launch brings is leaked, not
+//! freed (the exec ends this memory); the end of the socket dismisses it.
 
 use std::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;

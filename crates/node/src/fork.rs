@@ -74,19 +74,19 @@ pub(crate) fn nodes(list: &[NativeTreeEntry]) -> Vec<TreeNode> {
 }
 
 impl NativeForkRequest {
-    pub(crate) fn convert(&self) -> ForkCall<'static> {
+    pub(crate) fn convert(self) -> ForkCall<'static> {
         ForkCall {
             mode: self.mode,
             clone_flags: self.clone_flags as u64,
             tree: nodes(self.tree.as_deref().unwrap_or_default()),
-            hostname: self.hostname.clone(),
+            hostname: self.hostname,
             monitor_type: self.monitor_type,
             allow_speculation: self.allow_speculation,
             netns_mode: self.netns_mode,
             initialization_type: self.initialization_type,
             pivot: self.pivot,
-            args: split_or_none(&self.args),
-            envs: split_or_none(&self.env),
+            args: split_or_none(self.args),
+            envs: split_or_none(self.env),
             uid: self.uid,
             gid: self.gid,
             exec_fd: self.exec_fd,

@@ -9,7 +9,6 @@ use nestbox_client::{
     BindRequest, Comms, Extra, Fds, LaunchFile, LaunchRequest, Launched, Limits, OnOverflow, OutputRequest,
     Returned, Stdio, Supervision, Warm,
 };
-
 use prost::bytes::Bytes;
 
 use crate::event::NativeFailure;
@@ -116,13 +115,8 @@ pub(crate) fn whole(value: f64) -> u64 {
     value as u64
 }
 
-/// `texts` joined by NUL, as bytes.
-pub(crate) fn split(texts: &str) -> Vec<Vec<u8>> {
-    texts.split('\0').map(|text| text.as_bytes().to_vec()).collect()
-}
-
-/// The same as parts of one piece of memory: of two megabytes each copy costs a millisecond.
-fn parts(texts: String) -> Vec<Bytes> {
+/// `texts` joined by NUL, as parts of one piece of memory: of two megabytes each copy costs a millisecond.
+pub(crate) fn split(texts: String) -> Vec<Bytes> {
     let ends: Vec<usize> = texts.match_indices('\0').map(|(end, _)| end).chain([texts.len()]).collect();
     let whole = Bytes::from(texts);
     let starts = [0].into_iter().chain(ends.iter().map(|end| end + 1));
@@ -130,7 +124,7 @@ fn parts(texts: String) -> Vec<Bytes> {
 }
 
 /// [`split`] where no text at all means an empty list: an environment.
-pub(crate) fn split_or_none(texts: &str) -> Vec<Vec<u8>> {
+pub(crate) fn split_or_none(texts: String) -> Vec<Bytes> {
     if texts.is_empty() { Vec::new() } else { split(texts) }
 }
 
@@ -181,7 +175,7 @@ impl<'a> NativeLaunch<'a> {
         let Self { policy, text, extras, numbers } = self;
         let number = |index: usize| numbers[index] as i32;
         let has = |flag: u32| numbers[FLAGS] as u32 & flag != 0;
-        let mut texts = parts(text).into_iter();
+        let mut texts = split(text).into_iter();
         let mut next = || texts.next().unwrap_or_default().to_vec();
         let (file, cwd, search_path) = (next(), next(), next());
         let args = texts.by_ref().take(numbers[ARGUMENTS] as usize).collect();

@@ -43,9 +43,8 @@ pub unsafe fn fork_with(flags: u64) -> Result<Option<i32>, Errno> {
 /// exits (vfork(2), but on a stack of its own, so that it can't clobber its parent's frames). Returns the child's pid.
 ///
 /// # Safety
-/// `stack` must be the high end of memory that nobody else uses until this returns, aligned to 16 bytes. `body` must not return,
-/// allocate, or touch thread-local state (the C library's errno is its parent's). All signals should be
-/// blocked.
+/// `stack` must be the high end of memory that nobody else uses until this returns, aligned to 16 bytes. `body` must
+/// not return, allocate, or touch thread-local state (the C library's errno is its parent's). All signals should be blocked.
 pub unsafe fn vfork_on(
     stack: *mut c_void,
     body: extern "C" fn(*mut c_void) -> c_int,
@@ -179,7 +178,7 @@ unsafe fn clone_onto_stack(
             in("x20") body, in("x21") argument,
         );
     }
-    if answer < 0 { Err(Errno::from_raw(-answer as i32)) } else { Ok(answer as i32) }
+    crate::raw::result(answer).map(|pid| pid as i32)
 }
 
 /// A pidfd of `pid`: pidfd_open(2).

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 pub type SysResult = Result<usize, Errno>;
 
 /// Turns the kernel's answer (`-4095..=-1` is a negated errno) into a result.
-const fn result(answer: isize) -> SysResult {
+pub(crate) const fn result(answer: isize) -> SysResult {
     if answer < 0 && answer >= -4095 { Err(Errno::from_raw(-answer as i32)) } else { Ok(answer as usize) }
 }
 
