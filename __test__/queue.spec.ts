@@ -8,10 +8,15 @@ class Item implements Waiting {
   readonly name: string
   readonly #over: (item: Item) => void
   error: Error | undefined
+  waited = false
 
   constructor(name: string, over: (item: Item) => void) {
     this.name = name
     this.#over = over
+  }
+
+  wait(): void {
+    this.waited = true
   }
 
   turnAway(error: Error): void {
@@ -33,6 +38,10 @@ test('first in, first out, within the bound', (t) => {
   for (const each of items) queue.add(each)
   t.deepEqual(begun, ['a', 'b'])
   t.is(queue.waiting, 2)
+  t.deepEqual(
+    items.map(({ waited }) => waited),
+    [false, false, true, true],
+  )
   for (const each of items) queue.remove(each)
   t.deepEqual(begun, ['a', 'b', 'c', 'd'])
   t.is(queue.running, 0)

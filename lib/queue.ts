@@ -4,6 +4,8 @@ import { QueueFullError } from './errors.ts'
 
 /** What the queue needs to know of a launch. */
 export interface Waiting {
+  /** It has to wait. */
+  wait(): void
   turnAway(error: Error): void
 }
 
@@ -39,6 +41,7 @@ export class Queue<T extends Waiting> {
     if (this.#running < this.#maxConcurrency) {
       this.#start(item)
     } else if (this.#waiting.size < this.#maxQueue) {
+      item.wait()
       this.#waiting.set(item, this.#timer(item))
     } else {
       this.turnAway(

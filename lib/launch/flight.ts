@@ -65,7 +65,6 @@ export class Flight implements Listener {
   readonly result: Promise<AnyResult>
 
   readonly #ledger: Ledger
-  readonly #created = performance.now()
   #resolve!: (result: AnyResult) => void
   #reject!: (error: Error) => void
   #spawned: { resolve: (sandboxee: RunningSandboxee) => void; reject: (error: Error) => void } | undefined
@@ -73,6 +72,8 @@ export class Flight implements Listener {
   #token = 0
   /** Descriptors that were opened for this launch. */
   #opened: number[] = []
+  /** Since when it has had to wait for its turn. */
+  #waitingSince: number | undefined
   #queueMs = 0
   /** When it was given its work, if its program was started ahead. */
   #handover: Handover | undefined
@@ -120,10 +121,14 @@ export class Flight implements Listener {
     })
   }
 
+  wait(): void {
+    this.#waitingSince = performance.now()
+  }
+
   /** Takes off. Never throws. */
   begin(connect: Connect): void {
     if (this.#settled) return
-    this.#queueMs = performance.now() - this.#created
+    if (this.#waitingSince !== undefined) this.#queueMs = performance.now() - this.#waitingSince
     const { context, late, message } = this.request
     try {
       // Only what works over its channel can have been started ahead.
@@ -463,6 +468,7 @@ export class Flight implements Listener {
   }
 
   #closeOpened(): void {
+    if (this.#opened.length === 0) return
     for (const fd of this.#opened) close(fd)
     this.#opened = []
   }
