@@ -108,7 +108,8 @@ for (const warm of [0, 1])
     await crashes(t, sandbox)
     // What is not allowed kills all the same.
     t.is((await sandbox.run('/probe', ['call', process.arch === 'x64' ? '39' : '172'])).status, 'violation')
-    t.is(ofTemplate(server)[0], '2', 'and not because there is another one')
+    // The template of crash reports is another one, which may have the lower number.
+    t.true(ofTemplate(server).includes('2'), 'and not because there is another one')
   })
 
 test('so does one that goes on for longer, whose init has settled', async (t) => {
