@@ -108,10 +108,22 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// Whether every source is still what it was: the plan may be used again.
+    /// Whether every source is still what it was, as far as is looked at before a launch: the plan may be used again.
     #[must_use]
     pub fn is_current(&self) -> bool {
         self.sources.are_current()
+    }
+
+    /// Whether [`Resolved::look_again`] would look.
+    #[must_use]
+    pub fn is_to_be_looked_at(&self) -> bool {
+        self.sources.are_to_be_looked_at()
+    }
+
+    /// Looks at the rest, if that was not done for a while: after a launch, when nobody waits. A change is what
+    /// [`Resolved::is_current`] tells from then on.
+    pub fn look_again(&self) {
+        self.sources.look_again();
     }
 
     /// What was seen on the host: the policy's bind sources, then what is of the base, or whose content is in the plan.

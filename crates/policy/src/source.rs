@@ -1,20 +1,24 @@
 //! What was seen on the host when a policy was resolved, and whether it is still so.
 //!
 //! A plan is kept as long as this says that it is current, which is asked before every launch: one stat(2) for each source
-//! that the policy binds, nothing allocated. The base, and files whose content went into the plan, are many (a stat is
-//! some 1.5 µs) and change when the system is upgraded; they are looked at only every [`SELDOM`].
+//! that the policy binds, nothing allocated. The base, and files whose content went into the plan, are many (of
+//! `host-system` some 70, at 1.5 to 4 µs each) and change when the system is upgraded. Before a launch no more is looked at, and
+//! only every [`SELDOM`], than the directories that they are in: these tell of everything that was put in the place of something
+//! else, as package managers and most editors do. At each of the files themselves [`Sources::look_again`] looks, after a launch.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::stat::{FileStat, stat};
+use nix::sys::stat::{FileStat, lstat, stat};
 use nix::time::{ClockId, clock_gettime};
 
-/// How long a change of the base, or of a file whose content was copied, may go unnoticed.
+/// How long a change of the base, or of a file whose content was copied, may go unnoticed. What was written into such a file, and
+/// did not replace it, is noticed after the first launch that comes later than this.
 pub(crate) const SELDOM: Duration = Duration::from_millis(100);
 
 /// A file or directory of the host that a plan was made from.
@@ -81,12 +85,65 @@ pub(crate) struct Sources {
     pub(crate) bound: Vec<Source>,
     /// What is looked at now and then.
     pub(crate) seldom: Vec<Source>,
-    /// When that was last done, in nanoseconds of the coarse monotonic clock.
+    /// What stands for these in between; empty before they were looked at.
+    signs: Mutex<Vec<Sign>>,
+    /// When the signs, or all of these, were last looked at, in nanoseconds of the coarse monotonic clock.
+    glanced: AtomicU64,
+    /// When all of these were.
     looked: AtomicU64,
+    /// One of these has changed.
+    changed: AtomicBool,
+}
+
+/// A path that changes when something in it is replaced, removed or added: a directory, or a source that is a symlink.
+#[derive(Debug)]
+struct Sign {
+    path: CString,
+    /// Device, inode, and time of the last change in seconds and nanoseconds; zeros if it led nowhere.
+    seen: (u64, u64, i64, i64),
+}
+
+impl Sign {
+    fn new(path: CString) -> Self {
+        let seen = Self::look(&path);
+        Self { path, seen }
+    }
+
+    fn look(path: &CString) -> (u64, u64, i64, i64) {
+        stat(path.as_c_str()).map_or((0, 0, 0, 0), |status| {
+            (status.st_dev, status.st_ino, status.st_ctime, status.st_ctime_nsec)
+        })
+    }
+
+    fn refresh(&mut self) {
+        self.seen = Self::look(&self.path);
+    }
+
+    fn is_current(&self) -> bool {
+        Self::look(&self.path) == self.seen
+    }
+}
+
+/// What stands for sources: the directories that they are in, and those themselves that are symlinks.
+fn signs_of(sources: &[Source]) -> Vec<Sign> {
+    let mut signs: Vec<Sign> = Vec::new();
+    for source in sources {
+        let path = Path::new(std::ffi::OsStr::from_bytes(source.path.to_bytes()));
+        let leads_elsewhere = lstat(source.path.as_c_str())
+            .map_or(true, |status| status.st_mode & libc::S_IFMT == libc::S_IFLNK);
+        let sign = match path.parent().and_then(c_path) {
+            Some(parent) if !leads_elsewhere => parent,
+            _ => source.path.clone(),
+        };
+        if signs.iter().all(|known| known.path != sign) {
+            signs.push(Sign::new(sign));
+        }
+    }
+    signs
 }
 
 impl Sources {
-    /// Whether nothing has changed.
+    /// Whether nothing has changed that would be noticed.
     pub(crate) fn are_current(&self) -> bool {
         self.bound.iter().all(Source::is_current) && self.rest_is_current()
     }
@@ -95,19 +152,61 @@ impl Sources {
         if self.seldom.is_empty() {
             return true;
         }
-        let Ok(now) = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).map(Duration::from) else {
+        if self.changed.load(Ordering::Relaxed) {
             return false;
-        };
-        let now = now.as_nanos() as u64;
-        if now.saturating_sub(self.looked.load(Ordering::Relaxed)) < SELDOM.as_nanos() as u64 {
+        }
+        let Some(now) = now() else { return false };
+        if !is_long_ago(&self.glanced, now) {
             return true;
+        }
+        let signs = self.signs.lock().unwrap_or_else(PoisonError::into_inner);
+        let unchanged = !signs.is_empty() && signs.iter().all(Sign::is_current);
+        drop(signs);
+        if unchanged {
+            self.glanced.store(now, Ordering::Relaxed);
+            return true;
+        }
+        self.look(now)
+    }
+
+    /// Whether all that is looked at seldom was not looked at for a while.
+    pub(crate) fn are_to_be_looked_at(&self) -> bool {
+        !self.seldom.is_empty() && now().is_some_and(|now| is_long_ago(&self.looked, now))
+    }
+
+    /// Looks at it then.
+    pub(crate) fn look_again(&self) {
+        if self.are_to_be_looked_at() {
+            now().map(|now| self.look(now));
+        }
+    }
+
+    fn look(&self, now: u64) -> bool {
+        let mut signs = self.signs.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before what they stand for: a change in between is then seen in one or the other.
+        if signs.is_empty() {
+            *signs = signs_of(&self.seldom);
+        } else {
+            signs.iter_mut().for_each(Sign::refresh);
         }
         let current = self.seldom.iter().all(Source::is_current);
         if current {
+            self.glanced.store(now, Ordering::Relaxed);
             self.looked.store(now, Ordering::Relaxed);
+        } else {
+            self.changed.store(true, Ordering::Relaxed);
         }
         current
     }
+}
+
+fn is_long_ago(time: &AtomicU64, now: u64) -> bool {
+    now.saturating_sub(time.load(Ordering::Relaxed)) >= SELDOM.as_nanos() as u64
+}
+
+/// Nanoseconds of the coarse monotonic clock.
+fn now() -> Option<u64> {
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).ok().map(|now| Duration::from(now).as_nanos() as u64)
 }
 
 #[cfg(test)]
@@ -153,18 +252,75 @@ mod tests {
         assert!(!source.is_current());
     }
 
+    /// Sources that are looked at seldom, and were once.
+    fn seldom(paths: &[&Path]) -> Sources {
+        let source = |path: &&Path| {
+            let name = c_path(path).expect("no NUL");
+            let status = stat(name.as_c_str()).expect("is there");
+            Source::copied(name, &status)
+        };
+        let sources = Sources { seldom: paths.iter().map(source).collect(), ..Sources::default() };
+        assert!(sources.are_current());
+        // Before Linux 6.13 two changes in one tick have one time.
+        std::thread::sleep(Duration::from_millis(20));
+        sources
+    }
+
     #[test]
     fn the_rest_is_looked_at_now_and_then() {
         let directory = tempfile::tempdir().expect("makes a directory");
         let path = directory.path().join("a");
         fs::write(&path, "one").expect("writes");
-        let name = c_path(&path).expect("no NUL");
-        let seldom = vec![Source::copied(name.clone(), &stat(name.as_c_str()).expect("is there"))];
-        let sources = Sources { seldom, ..Sources::default() };
-        assert!(sources.are_current());
-        fs::write(&path, "another").expect("writes");
+        let sources = seldom(&[&path]);
+        fs::write(directory.path().join("b"), "another").expect("writes");
+        fs::rename(directory.path().join("b"), &path).expect("renames");
         std::thread::sleep(SELDOM * 2);
         assert!(!sources.are_current());
         assert!(!sources.are_current(), "a change isn't forgotten");
+    }
+
+    #[test]
+    fn what_is_written_into_a_file_is_noticed_when_all_are_looked_at() {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let path = directory.path().join("a");
+        fs::write(&path, "one").expect("writes");
+        let sources = seldom(&[&path]);
+        fs::write(&path, "another").expect("writes");
+        sources.look_again();
+        assert!(sources.are_current(), "that was a moment ago");
+        std::thread::sleep(SELDOM * 2);
+        assert!(sources.are_current(), "the directory is as it was");
+        sources.look_again();
+        assert!(!sources.are_current());
+    }
+
+    #[test]
+    fn a_directory_that_changes_without_them_changes_nothing() {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let path = directory.path().join("a");
+        fs::write(&path, "one").expect("writes");
+        let sources = seldom(&[&path]);
+        for name in ["b", "c"] {
+            fs::write(directory.path().join(name), "another").expect("writes");
+            std::thread::sleep(SELDOM * 2);
+            assert!(sources.are_current());
+        }
+        fs::remove_file(&path).expect("removes");
+        std::thread::sleep(SELDOM * 2);
+        assert!(!sources.are_current());
+    }
+
+    #[test]
+    fn a_symlink_is_followed() {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let elsewhere = tempfile::tempdir().expect("makes a directory");
+        let (target, link) = (elsewhere.path().join("a"), directory.path().join("a"));
+        fs::write(&target, "one").expect("writes");
+        std::os::unix::fs::symlink(&target, &link).expect("links");
+        let sources = seldom(&[&link]);
+        fs::write(elsewhere.path().join("b"), "another").expect("writes");
+        fs::rename(elsewhere.path().join("b"), &target).expect("renames");
+        std::thread::sleep(SELDOM * 2);
+        assert!(!sources.are_current());
     }
 }
