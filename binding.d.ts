@@ -21,10 +21,10 @@ export declare class NativePolicy {
   prepare(): Promise<NativeFailure | null>
 }
 
-/** One fork server. Its events are handed to the function that the constructor takes, once for each wake-up. */
+/** One fork server. Its events are handed to the function that the constructor takes, one by one. */
 export declare class Server {
   /** Starts one. Does not wait for it: the event `server-ready` or `server-lost` tells. */
-  constructor(options: ServerOptions, onEvents: (events: NativeEvent[]) => void)
+  constructor(options: ServerOptions, onEvent: (event: NativeEvent) => void)
   /** The fork server's pid; 0 until `server-ready`. */
   get pid(): number
   /** Where the numbers of a launch are written before [`Server::launch`] is called. */
@@ -162,8 +162,7 @@ export interface NativeEnded {
   submittedNs: number
   execNs: number
   endedNs: number
-  markSteps: Array<string>
-  markNs: Array<number>
+  steps: Array<NativeStep>
   outputs: Array<NativeOutput>
   skipped: Array<string>
   namespaces: Array<string>
@@ -326,6 +325,13 @@ export interface NativeServerStats {
 export interface NativeSetting {
   name: string
   value?: string
+}
+
+/** A step of the set-up. */
+export interface NativeStep {
+  step: string
+  /** Since the one before, or since the launch was asked for. */
+  ms: number
 }
 
 /** A system call that the filter stopped. */

@@ -35,8 +35,10 @@ const ENDED: NativeEnded = {
   submittedNs: 1_000_000,
   execNs: 3_000_000,
   endedNs: 9_000_000,
-  markSteps: ['clone-init', 'exec'],
-  markNs: [1_500_000, 3_000_000],
+  steps: [
+    { step: 'clone-init', ms: 0.5 },
+    { step: 'exec', ms: 1.5 },
+  ],
   outputs: [],
   skipped: [],
   namespaces: ['user', 'pid'],

@@ -1,6 +1,6 @@
 // One run of a fork server, and the launches in flight on it.
 //
-// The core reports in batches of events, each with the token of its launch; here each finds its listener. Every launch gets
+// The core reports events, each with the token of its launch; here each finds its listener. Every launch gets
 // exactly one last event, also when the fork server is lost: what had ended before, but for outputs that are still being read,
 // then still gives its result.
 
@@ -95,7 +95,7 @@ export class Connection {
     // Most callers don't wait for it: their launch tells them.
     this.ready.catch(() => {})
     debug(() => 'fork server: starting')
-    this.#server = new (native().Server)(options, (events) => this.#receive(events))
+    this.#server = new (native().Server)(options, (event) => this.#receive(event))
     this.#numbers = this.#server.numbers
   }
 
@@ -111,6 +111,7 @@ export class Connection {
   /** Asks the core for a launch. */
   launch(message: LaunchMessage): NativeLaunched {
     const numbers = this.#numbers
+    const { policy, text, extras } = message
     numbers[0] = message.stdin
     numbers[1] = message.stdout
     numbers[2] = message.stderr
@@ -125,9 +126,11 @@ export class Connection {
     numbers[6] = message.argc
     numbers[7] = message.warm
     numbers[8] = message.warmIdle ?? -1
-    const launched = this.#building(() => this.#server.launch(message.policy, message.text, message.extras))
+    const launched = isDebugging()
+      ? this.#building(() => this.#server.launch(policy, text, extras))
+      : this.#server.launch(policy, text, extras)
     const named = typeof launched === 'number' ? { token: launched } : launched
-    debug(() => describe(message, named))
+    if (isDebugging()) debug(() => describe(message, named))
     return named
   }
 
@@ -247,12 +250,10 @@ export class Connection {
     this.#becomeIdle()
   }
 
-  #receive(events: readonly NativeEvent[]): void {
-    for (const event of events) {
-      if (event.kind === 'server-ready') this.#ready()
-      else if (event.kind === 'server-lost') this.#lose(this.#lostError(event.failure))
-      else this.#dispatch(event)
-    }
+  #receive(event: NativeEvent): void {
+    if (event.kind === 'server-ready') this.#ready()
+    else if (event.kind === 'server-lost') this.#lose(this.#lostError(event.failure))
+    else this.#dispatch(event)
     if (this.#listeners.size > this.#standing.size) return
     // Lets go of what the core still holds of a fork server that died.
     if (this.lost !== undefined) this.close()
@@ -261,7 +262,7 @@ export class Connection {
 
   #dispatch(event: NativeEvent): void {
     const { kind, token, pid = 0, failure, asked, ended } = event
-    debug(() => `launch ${token}: ${kind}${detail(event)}`)
+    if (isDebugging()) debug(() => `launch ${token}: ${kind}${detail(event)}`)
     const listener = this.#listeners.get(token)
     if (listener === undefined) return
     if (kind === 'placed') {
@@ -306,6 +307,7 @@ export class Connection {
   }
 
   #becomeIdle(): void {
+    if (this.#idle.size === 0) return
     const waiting = [...this.#idle]
     this.#idle.clear()
     for (const resolve of waiting) resolve()

@@ -285,23 +285,14 @@ const OUTPUT_FAILURES: Readonly<Record<string, string | undefined>> = {
 
 const milliseconds = (from: number, to: number): number => Math.max(to - from, 0) / 1e6
 
-const timings = (ended: NativeEnded, queueMs: number): Timings => {
-  const { markSteps, markNs, submittedNs, execNs, endedNs } = ended
-  let before = submittedNs
-  return {
-    queueMs,
-    setupMs: milliseconds(submittedNs, execNs),
-    execMs: milliseconds(execNs, endedNs),
-    warm: ended.warm,
-    prewarmed: false,
-    steps: markSteps.map((step, index) => {
-      const at = markNs[index] ?? before
-      const ms = milliseconds(before, at)
-      before = at
-      return { step, ms }
-    }),
-  }
-}
+const timings = ({ submittedNs, execNs, endedNs, warm, steps }: NativeEnded, queueMs: number): Timings => ({
+  queueMs,
+  setupMs: milliseconds(submittedNs, execNs),
+  execMs: milliseconds(execNs, endedNs),
+  warm,
+  prewarmed: false,
+  steps,
+})
 
 const prewarmed = ({ endedNs }: NativeEnded, queueMs: number, { beganNs, doneNs }: Handover): Timings => {
   const setupMs = milliseconds(beganNs, doneNs)

@@ -7,9 +7,11 @@
 //! one does not hold up the others; nobody waits for a launch that does not get on, whose place is another's after
 //! [`PATIENCE_NS`]. A warm nest has been set up, and needs no place. Bookkeeping only; called by `server/progress.rs`.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::num::NonZero;
 use std::thread;
+
+use crate::numbered::Numbered;
 
 /// How long a launch keeps its place at the most: some three times what it takes where all places are taken.
 const PATIENCE_NS: u64 = 30_000_000;
@@ -17,7 +19,7 @@ const PATIENCE_NS: u64 = 30_000_000;
 pub(crate) struct Admission {
     places: usize,
     /// Who has one, and until when at the most (`CLOCK_MONOTONIC`).
-    held: HashMap<u64, u64>,
+    held: Numbered<u64>,
     /// Who waits, by template, in the order in which templates have their turn.
     lines: VecDeque<(u64, VecDeque<u64>)>,
     /// The same, without those that have left.
@@ -31,7 +33,7 @@ impl Admission {
     }
 
     fn with_places(places: usize) -> Self {
-        Self { places, held: HashMap::new(), lines: VecDeque::new(), waiting: HashSet::new() }
+        Self { places, held: Numbered::default(), lines: VecDeque::new(), waiting: HashSet::new() }
     }
 
     /// Whether a launch may be sent to its template now. If not, it is in line: [`Admission::next`] names it.

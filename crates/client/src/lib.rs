@@ -30,6 +30,7 @@ mod image;
 mod launch;
 mod nests;
 mod networks;
+mod numbered;
 mod outputs;
 mod policy;
 mod reactor;

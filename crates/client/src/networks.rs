@@ -7,7 +7,6 @@
 //! what nobody needed for a while. The namespace that `shared-loopback` sandboxes share is made here too, once. Bookkeeping
 //! only: [`Networks::next_requests`] says what to ask the keeper, the client asks.
 
-use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -19,6 +18,7 @@ use nestbox_sys::process;
 use crate::channel::Channel;
 use crate::failure::Failure;
 use crate::launch::NetworkNeed;
+use crate::numbered::Numbered;
 
 /// How long the pool does without a keeper that broke.
 const PATIENCE_NS: u64 = 1_000_000_000;
@@ -91,11 +91,11 @@ pub(crate) struct Networks {
     /// Those that came back and were not checked yet.
     used: Vec<Lent>,
     /// Those that the keeper looks at.
-    checked: HashMap<u64, Lent>,
+    checked: Numbered<Lent>,
     /// Those that were given up, of which the keeper does not know yet.
     given_up: Vec<u64>,
     lent: Arc<()>,
-    asked: HashMap<u64, Asked>,
+    asked: Numbered<Asked>,
     next_id: u64,
     size: usize,
     /// The size that it was given, and does not fall below.
@@ -125,10 +125,10 @@ impl Networks {
             shared: Shared::None,
             ready: Vec::new(),
             used: Vec::new(),
-            checked: HashMap::new(),
+            checked: Numbered::default(),
             given_up: Vec::new(),
             lent: Arc::default(),
-            asked: HashMap::new(),
+            asked: Numbered::default(),
             next_id: 0,
             size,
             least: size,

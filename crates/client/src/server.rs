@@ -18,11 +18,12 @@ mod supervision;
 mod tests;
 mod warm;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use nestbox_policy::Resolved;
 use nestbox_protocol::{ForkRequest, InitializationType, Mode, ServerRequest, Step, frame, server_request};
 use nestbox_sys::packet::MessageError;
 use nestbox_sys::{Errno, process, socket};
@@ -38,6 +39,7 @@ use crate::image::Image;
 use crate::launch::{Event, Launch, Stage};
 use crate::nests::Warm;
 use crate::networks::Networks;
+use crate::numbered::Numbered;
 use crate::outputs::Reader;
 use crate::reactor::{Key, Kind, Reactor};
 use crate::spawner::{self, ServerProcess};
@@ -157,16 +159,20 @@ pub struct Client {
     admission: Admission,
     /// Its turns are being given.
     admitting: bool,
-    binds: HashMap<u64, BindAsked>,
+    binds: Numbered<BindAsked>,
     /// Control sockets of zygotes for which a request waits for room.
-    waiting_zygotes: HashMap<u64, Channel>,
-    pub(crate) launches: HashMap<u64, Launch>,
+    waiting_zygotes: Numbered<Channel>,
+    pub(crate) launches: Numbered<Launch>,
     /// Launches whose results are told, and which still hold what they had: see [`Client::tidy`].
     over: Vec<(u64, Launch)>,
-    pub(crate) preparations: HashMap<u64, Preparation>,
+    /// Both ends of a launch's socket, made ahead; ours is watched already.
+    spare_socket: Option<(OwnedFd, OwnedFd)>,
+    /// Policies that were launched, and whose sources are to be looked at again.
+    unlooked: Vec<Arc<Resolved>>,
+    pub(crate) preparations: Numbered<Preparation>,
     symbolizer: Image,
     /// The launches that make sense of a crash, and whose.
-    symbolizing: HashMap<u64, u64>,
+    symbolizing: Numbered<u64>,
     reader: Option<Reader>,
     /// Launches whose output is not watched yet, and when it is to be.
     unwatched: VecDeque<(u64, u64)>,
@@ -241,13 +247,15 @@ impl Client {
             networks: Networks::new(options.network_pool),
             admission: Admission::new(),
             admitting: false,
-            binds: HashMap::new(),
-            waiting_zygotes: HashMap::new(),
-            launches: HashMap::new(),
+            binds: Numbered::default(),
+            waiting_zygotes: Numbered::default(),
+            launches: Numbered::default(),
             over: Vec::new(),
-            preparations: HashMap::new(),
+            spare_socket: None,
+            unlooked: Vec::new(),
+            preparations: Numbered::default(),
             symbolizer: Image::Embedded(options.symbolizer),
-            symbolizing: HashMap::new(),
+            symbolizing: Numbered::default(),
             reader: None,
             unwatched: VecDeque::new(),
             timer_due: None,
@@ -361,6 +369,7 @@ impl Client {
         self.tidy();
         // Its sockets first, so that whatever is left of it dies.
         self.control = None;
+        self.spare_socket = None;
         self.process.kill();
         if report {
             self.push(Event::ServerLost(failure.clone()));

@@ -14,6 +14,7 @@ use crate::channel::Channel;
 use crate::ids::OuterIds;
 use crate::launch::Landlock;
 use crate::nests::{Nest, Nests, Warm};
+use crate::numbered::Numbered;
 
 /// What makes two launches share a template.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,7 +68,7 @@ impl Template {
 #[derive(Default)]
 pub(crate) struct Templates {
     by_key: HashMap<TemplateKey, u64>,
-    all: HashMap<u64, Template>,
+    all: Numbered<Template>,
     /// Counts uses, for the order of eviction.
     clock: u64,
     bound: usize,

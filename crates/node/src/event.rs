@@ -118,6 +118,17 @@ impl From<Crash> for NativeCrash {
     }
 }
 
+/// A step of the set-up.
+// Made by `crate::result`; this names its type.
+#[napi(object, object_from_js = false, object_to_js = false)]
+#[allow(dead_code, reason = "a type of JavaScript")]
+#[derive(Debug)]
+pub struct NativeStep {
+    pub step: String,
+    /// Since the one before, or since the launch was asked for.
+    pub ms: f64,
+}
+
 /// The result of a launch whose program ran.
 // Made by `crate::result`; this names its type.
 #[napi(object, object_from_js = false, object_to_js = false)]
@@ -155,8 +166,7 @@ pub struct NativeEnded {
     pub submitted_ns: f64,
     pub exec_ns: f64,
     pub ended_ns: f64,
-    pub mark_steps: Vec<String>,
-    pub mark_ns: Vec<f64>,
+    pub steps: Vec<NativeStep>,
     pub outputs: Vec<NativeOutput>,
     pub skipped: Vec<String>,
     pub namespaces: Vec<String>,

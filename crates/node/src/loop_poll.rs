@@ -1,7 +1,7 @@
-//! Has libuv poll the client's fd and calls JavaScript once for each wake-up.
+//! Has libuv poll the client's fd and calls JavaScript for each event.
 //!
-//! Promises: the callback runs as any other of Node.js does (its microtasks and `nextTick`s run after it, what it throws
-//! is an uncaught exception, not an abort); the handle keeps the process alive only while told to; when the environment
+//! Promises: what is called runs as any other callback of Node.js does (microtasks and `nextTick`s run after the last event of a
+//! wake-up, what it throws is an uncaught exception, not an abort); the handle keeps the process alive only while told to; when the environment
 //! ends (exit, worker termination) the owner is closed first and the environment waits for libuv to let the handle go. Used by
 //! [`crate::server`] alone.
 
@@ -17,14 +17,14 @@ use crate::uv::{self, READABLE, Uv, UvPoll};
 
 /// What is polled.
 pub(crate) trait Pollable {
-    /// What is handed to JavaScript.
-    type Events;
+    /// What JavaScript is told of.
+    type Event;
 
-    /// The fd is readable: what happened, or `None` if nothing that JavaScript is told of.
-    fn ready(&self) -> Option<Self::Events>;
+    /// The fd is readable: what happened.
+    fn ready(&self) -> Vec<Self::Event>;
 
-    /// The events as a value, in an open handle scope.
-    fn to_value(&self, env: sys::napi_env, events: Self::Events) -> Result<sys::napi_value>;
+    /// How JavaScript is told of one, in an open handle scope.
+    fn call(&self, event: Self::Event) -> Result<Call>;
 
     /// The events were handed over: what could wait for that is done.
     fn delivered(&self);
@@ -37,6 +37,26 @@ pub(crate) trait Pollable {
 
     /// The handle is closed: what is polled is not needed any more.
     fn release(&self);
+}
+
+/// A function and its arguments, values of the open handle scope.
+pub(crate) struct Call {
+    function: sys::napi_value,
+    arguments: [sys::napi_value; Call::MOST],
+    count: usize,
+}
+
+impl Call {
+    /// The most arguments that there are.
+    const MOST: usize = 7;
+
+    /// A call with these arguments.
+    pub(crate) fn new<const N: usize>(function: sys::napi_value, given: [sys::napi_value; N]) -> Self {
+        const { assert!(N <= Self::MOST) };
+        let mut arguments = [ptr::null_mut(); Self::MOST];
+        arguments[..N].copy_from_slice(&given);
+        Self { function, arguments, count: N }
+    }
 }
 
 /// Whether somebody waits.
@@ -58,7 +78,6 @@ pub(crate) struct LoopPoll<T: Pollable> {
     /// Where the handle is.
     _memory: Vec<u128>,
     env: sys::napi_env,
-    callback: Cell<sys::napi_ref>,
     hook: Cell<sys::napi_async_cleanup_hook_handle>,
     referenced: Cell<bool>,
     closing: Cell<bool>,
@@ -73,8 +92,8 @@ fn check(status: sys::napi_status, what: &str) -> Result<()> {
 }
 
 impl<T: Pollable + 'static> LoopPoll<T> {
-    /// Polls `fd` of `owner` and calls `callback` with what [`Pollable::ready`] returns.
-    pub(crate) fn start(env: Env, fd: c_int, callback: sys::napi_value, owner: T) -> Result<Rc<Self>> {
+    /// Polls `fd` of `owner` and calls JavaScript for what [`Pollable::ready`] returns.
+    pub(crate) fn start(env: Env, fd: c_int, owner: T) -> Result<Rc<Self>> {
         let uv = uv::get().ok_or_else(|| {
             Error::new(Status::GenericFailure, "this JavaScript runtime has no libuv; nestbox needs Node.js")
         })?;
@@ -93,7 +112,6 @@ impl<T: Pollable + 'static> LoopPoll<T> {
             handle,
             _memory: memory,
             env: env.raw(),
-            callback: Cell::new(ptr::null_mut()),
             hook: Cell::new(ptr::null_mut()),
             referenced: Cell::new(true),
             closing: Cell::new(false),
@@ -102,16 +120,11 @@ impl<T: Pollable + 'static> LoopPoll<T> {
         let held = Rc::into_raw(Rc::clone(&this)).cast_mut().cast::<c_void>();
         // SAFETY: an initialized handle of ours.
         unsafe { (*handle).data = held };
-        this.arm(env, callback, held).inspect_err(|_| this.close())?;
+        this.arm(env, held).inspect_err(|_| this.close())?;
         Ok(this)
     }
 
-    fn arm(&self, env: Env, callback: sys::napi_value, held: *mut c_void) -> Result<()> {
-        let mut reference = ptr::null_mut();
-        // SAFETY: a function value of this environment.
-        let status = unsafe { sys::napi_create_reference(env.raw(), callback, 1, &raw mut reference) };
-        check(status, "a reference")?;
-        self.callback.set(reference);
+    fn arm(&self, env: Env, held: *mut c_void) -> Result<()> {
         let mut hook = ptr::null_mut();
         // SAFETY: `held` lives until `on_closed`, which removes the hook.
         let status = unsafe {
@@ -150,52 +163,46 @@ impl<T: Pollable + 'static> LoopPoll<T> {
         if self.closing.replace(true) {
             return;
         }
-        let callback = self.callback.replace(ptr::null_mut());
-        if !callback.is_null() {
-            // SAFETY: created by `arm` in this environment, deleted once.
-            unsafe { sys::napi_delete_reference(self.env, callback) };
-        }
         // SAFETY: the handle is open.
         unsafe { (self.uv.poll_stop)(self.handle) };
         // SAFETY: the handle is open, and closed once.
         unsafe { (self.uv.close)(self.handle, Some(on_closed::<T>)) };
     }
 
-    /// Hands events to JavaScript.
-    fn deliver(&self, events: T::Events) {
-        let mut scope = ptr::null_mut();
-        // SAFETY: on the environment's thread, outside of any other call of it.
-        if unsafe { sys::napi_open_handle_scope(self.env, &raw mut scope) } != sys::Status::napi_ok {
-            return;
+    /// Tells JavaScript of events.
+    fn deliver(&self, events: Vec<T::Event>) {
+        let mut events = events.into_iter();
+        while let Some(event) = events.next() {
+            let mut scope = ptr::null_mut();
+            // SAFETY: on the environment's thread, outside of any other call of it.
+            if unsafe { sys::napi_open_handle_scope(self.env, &raw mut scope) } != sys::Status::napi_ok {
+                return;
+            }
+            self.tell(event, events.len() == 0);
+            // SAFETY: opened above.
+            unsafe { sys::napi_close_handle_scope(self.env, scope) };
         }
-        self.deliver_in_scope(events);
-        // SAFETY: opened above.
-        unsafe { sys::napi_close_handle_scope(self.env, scope) };
     }
 
-    fn deliver_in_scope(&self, events: T::Events) {
-        let Ok(argument) = self.owner.to_value(self.env, events) else { return self.rethrow() };
-        let (mut callback, mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
-        // SAFETY: a reference of this environment, not deleted while not closing.
-        let found =
-            unsafe { sys::napi_get_reference_value(self.env, self.callback.get(), &raw mut callback) };
+    /// Tells JavaScript of one event, in an open handle scope.
+    fn tell(&self, event: T::Event, last: bool) {
+        let Ok(call) = self.owner.call(event) else { return self.rethrow() };
+        let (mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: an open handle scope.
-        let global = unsafe { sys::napi_get_global(self.env, &raw mut receiver) };
-        if found != sys::Status::napi_ok || global != sys::Status::napi_ok || callback.is_null() {
+        if unsafe { sys::napi_get_global(self.env, &raw mut receiver) } != sys::Status::napi_ok {
             return;
         }
-        // Not napi_call_function: only this runs microtasks and `nextTick`s when the callback returns.
-        // SAFETY: all are values of the open scope.
-        let status = unsafe {
-            sys::napi_make_callback(
-                self.env,
-                ptr::null_mut(),
-                receiver,
-                callback,
-                1,
-                &raw const argument,
-                &raw mut result,
-            )
+        let (env, function, count) = (self.env, call.function, call.count);
+        let (arguments, result) = (call.arguments.as_ptr(), &raw mut result);
+        let status = if last {
+            // Only this runs microtasks and `nextTick`s when the callback returns.
+            // SAFETY: all are values of the open scope.
+            unsafe {
+                sys::napi_make_callback(env, ptr::null_mut(), receiver, function, count, arguments, result)
+            }
+        } else {
+            // SAFETY: as above.
+            unsafe { sys::napi_call_function(env, receiver, function, count, arguments, result) }
         };
         if status != sys::Status::napi_ok {
             self.rethrow();
@@ -239,7 +246,8 @@ unsafe extern "C" fn on_ready<T: Pollable + 'static>(handle: *mut UvPoll, _statu
     let this = unsafe { borrow::<T>(held) };
     // A panic may not cross libuv's frames. It has been reported by the panic hook; the state is what it was.
     let _ = catch_unwind(AssertUnwindSafe(|| {
-        if let Some(events) = this.owner.ready() {
+        let events = this.owner.ready();
+        if !events.is_empty() {
             this.deliver(events);
             this.owner.delivered();
         }

@@ -1,25 +1,22 @@
-// Makes events. A result is made from numbers that the addon writes into `numbers`, in the order in which they are read
-// here (see result.rs); what is absent comes as null. One call with a few arguments instead of one Node-API call for each
-// property, and all results have one hidden class.
+// Makes events and hands them to `receive`. A result is made from numbers that the addon writes into `numbers`, in the order in
+// which they are read here (see result.rs); what is absent comes as null. One call with a few arguments instead of one Node-API
+// call for each property, and all results have one hidden class.
 'use strict'
-;(numbers, { steps, namespaces, networks, filters, limits }) => {
-  const plain = (kind, pid, failure) => ({
-    kind,
-    token: numbers[0],
-    pid: pid ?? undefined,
-    failure: failure ?? undefined,
-    asked: undefined,
-    ended: undefined,
-  })
+;(numbers, { steps, namespaces, networks, filters, limits }, receive) => {
+  const plain = (kind, pid, failure) => {
+    receive({
+      kind,
+      token: numbers[0],
+      pid: pid ?? undefined,
+      failure: failure ?? undefined,
+      asked: undefined,
+      ended: undefined,
+    })
+  }
 
-  const asked = (question) => ({
-    kind: 'asked',
-    token: numbers[0],
-    pid: undefined,
-    failure: undefined,
-    asked: question,
-    ended: undefined,
-  })
+  const asked = (question) => {
+    receive({ kind: 'asked', token: numbers[0], pid: undefined, failure: undefined, asked: question, ended: undefined })
+  }
 
   // By their bits: there are few combinations.
   const combinations = []
@@ -27,12 +24,13 @@
     (combinations[bits] ??= Object.freeze(namespaces.filter((_, index) => (bits & (1 << index)) !== 0)))
 
   const ended = (stdout, stderr, outputs, skipped, violation, learned, crash) => {
-    const count = numbers[28]
-    const markSteps = []
-    const markNs = []
-    for (let index = 29; index < 29 + 2 * count; index += 2) {
-      markSteps.push(steps[numbers[index]])
-      markNs.push(numbers[index + 1])
+    const end = 29 + 2 * numbers[28]
+    const done = []
+    let before = numbers[18]
+    for (let index = 29; index < end; index += 2) {
+      const at = numbers[index + 1]
+      done.push({ step: steps[numbers[index]], ms: at > before ? (at - before) / 1e6 : 0 })
+      before = at
     }
     const result = {
       pid: numbers[1],
@@ -59,8 +57,7 @@
       submittedNs: numbers[18],
       execNs: numbers[19],
       endedNs: numbers[20],
-      markSteps,
-      markNs,
+      steps: done,
       outputs: outputs ?? [],
       skipped: skipped ?? [],
       namespaces: namespacesOf(numbers[3]),
@@ -72,7 +69,7 @@
       warm: numbers[24] !== 0,
       crash: crash ?? undefined,
     }
-    return { kind: 'ended', token: numbers[0], pid: undefined, failure: undefined, asked: undefined, ended: result }
+    receive({ kind: 'ended', token: numbers[0], pid: undefined, failure: undefined, asked: undefined, ended: result })
   }
   return { plain, asked, ended }
 }

@@ -1,7 +1,7 @@
 //! Results as JavaScript values, made fast: every launch has one, and its thirty properties would cost as many calls.
 //!
 //! The numbers are written into memory that JavaScript sees as a `Float64Array`, and a function of `result.js` makes the
-//! object from them. That function is made once for each server.
+//! object from them and hands it over: one call into JavaScript for each event. These functions are made once for each server.
 
 use std::cell::Cell;
 use std::ffi::c_void;
@@ -12,6 +12,7 @@ use napi::{Env, Result, check_status, sys};
 use nestbox_client::{Ended, Ending, Event, Failure, Landlock, Limit, NAMESPACES, Step};
 
 use crate::event::{Bytes, NativeCrash, NativeFailure, NativeOutput};
+use crate::loop_poll::Call;
 use crate::syscall::{NativeAsked, NativeLearned, NativeSystemCall, hexadecimal};
 
 /// The function's source.
@@ -70,7 +71,8 @@ fn put(
 }
 
 impl ResultMaker {
-    pub(crate) fn new(env: Env) -> Result<Self> {
+    /// `receive` is handed every event.
+    pub(crate) fn new(env: Env, receive: sys::napi_value) -> Result<Self> {
         let env = env.raw();
         let mut memory: *mut c_void = ptr::null_mut();
         let buffer =
@@ -90,8 +92,8 @@ impl ResultMaker {
         let source = to_value(env, SOURCE)?;
         let factory = value!(sys::napi_run_script, env, source; "result.js does not run");
         let global = value!(sys::napi_get_global, env; "no global object");
-        let arguments = [array, names];
-        let made = value!(sys::napi_call_function, env, global, factory, 2, arguments.as_ptr(); "result.js makes nothing");
+        let given = [array, names, receive];
+        let made = value!(sys::napi_call_function, env, global, factory, given.len(), given.as_ptr(); "result.js makes nothing");
         let plain = value!(sys::napi_get_named_property, env, made, c"plain".as_ptr(); "no plain()");
         let asked = value!(sys::napi_get_named_property, env, made, c"asked".as_ptr(); "no asked()");
         let ended = value!(sys::napi_get_named_property, env, made, c"ended".as_ptr(); "no ended()");
@@ -137,23 +139,18 @@ impl ResultMaker {
         room.iter_mut().zip(numbers).for_each(|(slot, number)| *slot = number);
     }
 
-    fn call(&self, function: sys::napi_ref, arguments: &[sys::napi_value]) -> Result<sys::napi_value> {
-        let env = self.env;
-        let function = value!(sys::napi_get_reference_value, env, function; "closed");
-        let global = value!(sys::napi_get_global, env; "no global object");
-        Ok(value!(
-            sys::napi_call_function, env, global, function, arguments.len(), arguments.as_ptr(); "no event was made"
-        ))
+    fn function(&self, function: &Cell<sys::napi_ref>) -> Result<sys::napi_value> {
+        Ok(value!(sys::napi_get_reference_value, self.env, function.get(); "closed"))
     }
 
-    /// An event as a value of the type [`crate::event::NativeEvent`], in an open handle scope.
-    pub(crate) fn event(&self, event: Event) -> Result<sys::napi_value> {
+    /// The call that hands over an event as a value of the type [`crate::event::NativeEvent`], in an open handle scope.
+    pub(crate) fn call(&self, event: Event) -> Result<Call> {
         match event {
             Event::Ended { token, ended } => self.ended(token, *ended),
             Event::Asked { token, id, call } => {
                 self.write([token as f64]);
                 let asked = NativeAsked { id: hexadecimal(id), call: (*call).into() };
-                self.call(self.asked.get(), &[to_value(self.env, asked)?])
+                Ok(Call::new(self.function(&self.asked)?, [to_value(self.env, asked)?]))
             }
             Event::Started { token, pid } => self.plain("started", token, Some(pid), None),
             Event::Placed { token, pid } => self.plain("placed", token, Some(pid), None),
@@ -166,20 +163,14 @@ impl ResultMaker {
         }
     }
 
-    fn plain(
-        &self,
-        kind: &str,
-        token: u64,
-        pid: Option<i32>,
-        failure: Option<Failure>,
-    ) -> Result<sys::napi_value> {
+    fn plain(&self, kind: &str, token: u64, pid: Option<i32>, failure: Option<Failure>) -> Result<Call> {
         self.write([token as f64]);
         let env = self.env;
         let failure = to_value(env, failure.map(NativeFailure::from))?;
-        self.call(self.plain.get(), &[to_value(env, kind)?, to_value(env, pid)?, failure])
+        Ok(Call::new(self.function(&self.plain)?, [to_value(env, kind)?, to_value(env, pid)?, failure]))
     }
 
-    fn ended(&self, token: u64, ended: Ended) -> Result<sys::napi_value> {
+    fn ended(&self, token: u64, ended: Ended) -> Result<Call> {
         self.write(numbers(token, &ended));
         let env = self.env;
         let outputs = ended.outputs.into_iter().map(NativeOutput::from).collect::<Vec<_>>();
@@ -192,7 +183,7 @@ impl ResultMaker {
             to_value(env, ended.learned.map(NativeLearned::from))?,
             to_value(env, ended.crash.map(NativeCrash::from))?,
         ];
-        self.call(self.ended.get(), &arguments)
+        Ok(Call::new(self.function(&self.ended)?, arguments))
     }
 }
 

@@ -2,17 +2,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
-use std::ptr;
 use std::rc::Rc;
 
 use napi::bindgen_prelude::{ClassInstance, Either, FromNapiValue, Function, JsValue, Unknown};
-use napi::{Env, Error, Result, Status, check_status, sys};
+use napi::{Env, Error, Result, Status};
 use napi_derive::napi;
 use nestbox_client::{Client, Event, Failure, Launched, Options};
 
 use crate::event::NativeFailure;
 use crate::fork::NativeForkRequest;
-use crate::loop_poll::{Interest, LoopPoll, Pollable};
+use crate::loop_poll::{Call, Interest, LoopPoll, Pollable};
 use crate::policy::NativePolicy;
 use crate::request::{self, NativeExtras, NativeLaunch, NativeLaunched, NativeLimits};
 use crate::result::ResultMaker;
@@ -59,35 +58,25 @@ struct Polled {
 }
 
 impl Pollable for Polled {
-    type Events = Vec<Event>;
+    type Event = Event;
 
-    fn ready(&self) -> Option<Vec<Event>> {
+    fn ready(&self) -> Vec<Event> {
         let mut events = Vec::new();
         // Given back before JavaScript runs, which may make requests.
         if let Some(client) = &mut *self.client.borrow_mut() {
             client.dispatch(&mut events);
         }
-        (!events.is_empty()).then_some(events)
+        events
     }
 
-    fn to_value(&self, env: sys::napi_env, events: Vec<Event>) -> Result<sys::napi_value> {
-        let mut array = ptr::null_mut();
-        // SAFETY: the environment's thread, in an open handle scope.
-        let status = unsafe { sys::napi_create_array_with_length(env, events.len(), &raw mut array) };
-        check_status!(status, "no array")?;
-        for (index, event) in events.into_iter().enumerate() {
-            let value = self.results.event(event)?;
-            // SAFETY: as above.
-            let status = unsafe { sys::napi_set_element(env, array, index as u32, value) };
-            check_status!(status, "an event could not be added")?;
-        }
-        Ok(array)
+    fn call(&self, event: Event) -> Result<Call> {
+        self.results.call(event)
     }
 
     fn delivered(&self) {
         // Taken by whoever closed it meanwhile.
         if let Some(client) = &mut *self.client.borrow_mut() {
-            client.tidy();
+            client.get_ahead();
         }
     }
 
@@ -108,10 +97,12 @@ impl Pollable for Polled {
 
     fn release(&self) {
         *self.client.borrow_mut() = None;
+        // What it holds holds this server.
+        self.results.close();
     }
 }
 
-/// One fork server. Its events are handed to the function that the constructor takes, once for each wake-up.
+/// One fork server. Its events are handed to the function that the constructor takes, one by one.
 #[napi]
 pub struct Server {
     poll: Rc<LoopPoll<Polled>>,
@@ -124,7 +115,7 @@ impl Server {
     pub fn new(
         env: Env,
         options: ServerOptions,
-        #[napi(ts_arg_type = "(events: NativeEvent[]) => void")] on_events: Function<'_, (), ()>,
+        #[napi(ts_arg_type = "(event: NativeEvent) => void")] on_event: Function<'_, (), ()>,
     ) -> Result<Self> {
         let defaults = Options::default();
         let size = |given: Option<u32>, default: usize| given.map_or(default, |count| count as usize);
@@ -143,11 +134,11 @@ impl Server {
         let fd = client.poll_fd();
         let owner = Polled {
             client: RefCell::new(Some(client)),
-            results: ResultMaker::new(env)?,
+            results: ResultMaker::new(env, on_event.raw())?,
             background: Cell::new(0),
             closed: Cell::new(false),
         };
-        Ok(Self { poll: LoopPoll::start(env, fd, on_events.raw(), owner)? })
+        Ok(Self { poll: LoopPoll::start(env, fd, owner)? })
     }
 
     /// The fork server's pid; 0 until `server-ready`.
