@@ -36,6 +36,7 @@ pub(crate) fn keep(server: Server, fds: Vec<OwnedFd>) -> Result<Infallible, Faul
     let [socket, user, mnt] = <[OwnedFd; 3]>::try_from(fds).map_err(|_| surplus_fds())?;
     let _ = process::prctl(libc::PR_SET_NAME, c"nestbox-network".as_ptr() as usize);
     let _ = process::close_range(crate::privileged::HELPER_FD as u32, crate::privileged::HELPER_FD as u32, 0);
+    give_way();
     initial::join(user.as_fd(), Some(mnt.as_fd()))?;
     initial::enter(initial::REAL_ROOT)?;
     drop((user, mnt));
@@ -82,6 +83,17 @@ pub(crate) fn keep(server: Server, fds: Vec<OwnedFd>) -> Result<Infallible, Faul
             crate::exit(1);
         }
     }
+}
+
+/// Has this process wait until whoever wakes it sleeps: sched(7), `SCHED_BATCH`. A check of several namespaces takes half a
+/// millisecond, which would be the host's event loop's. Nobody ever waits for it; without the policy it is as right.
+fn give_way() {
+    // SAFETY: all-zero is a valid sched_param, and the only one that this policy takes.
+    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: a struct of ours.
+    let _ = unsafe {
+        nestbox_sys::syscall!(libc::SYS_sched_setscheduler, 0, libc::SCHED_BATCH, &raw const parameters)
+    };
 }
 
 fn failed(id: u64, fault: &Fault<'_>) -> NetworkReply {
