@@ -7,6 +7,7 @@
 import { performance } from 'node:perf_hooks'
 
 import { openMode } from './modes.mjs'
+import { Strangers } from './strangers.mjs'
 
 /** What is measured: see ./modes.mjs. */
 let mode
@@ -44,6 +45,23 @@ const launchWatched = async (size) => {
   }
 }
 
+/** Those who are there when the first launch is watched, which is before any is counted. */
+let strangers
+
+/** A turn with each launch watched. Who else runs is looked at before the pause, so as not to be what the launch comes after. */
+const turnWatched = async (launches, pause, size) => {
+  strangers ??= new Strangers()
+  const samples = []
+  for (let index = 0; index < launches; index += 1) {
+    const before = strangers.runs()
+    await rest(pause)
+    const sample = await launchWatched(size)
+    samples.push({ ...sample, strangers: strangers.runs() === before ? 0 : 1 })
+  }
+  await settle()
+  return samples
+}
+
 /**
  * Waits until this mode has nothing left to do: what replaces a warm nest in the background is to be in nobody's sample, its
  * own or another mode's.
@@ -62,14 +80,25 @@ const calls = {
     mode = await openMode(name, programs)
   },
 
+  /** Launches so often, and for so long, without pauses: V8 compiles what runs often, and does it in the way of what it is to speed up. */
+  async warmUp({ launches, ms, size }) {
+    if (mode.turn !== undefined) {
+      await mode.turn(launches, 0)
+      return
+    }
+    const start = performance.now()
+    for (let done = 0; done < launches || performance.now() - start < ms; done += 1) await mode.launch(size)
+    await settle()
+  },
+
   /** Launches one after the other, with a pause before each. */
   async turn({ launches, pause, size, watch = false }) {
     if (mode.turn !== undefined) return mode.turn(launches, pause)
-    const launch = watch ? launchWatched : launchTimed
+    if (watch) return turnWatched(launches, pause, size)
     const samples = []
     for (let index = 0; index < launches; index += 1) {
       await rest(pause)
-      samples.push(await launch(size))
+      samples.push(await launchTimed(size))
     }
     await settle()
     return samples

@@ -11,6 +11,7 @@ export interface Sample {
   readonly syncUs?: number
   readonly busyUs?: number
   readonly preempted?: number
+  readonly strangers?: number
 }
 
 /** One mode's turn. */
@@ -85,6 +86,11 @@ export class Host {
   /** Launches one after the other, each after a pause: see {@link Turn}. */
   turn(turn: Turn): Promise<Sample[]> {
     return this.#ask('turn', turn)
+  }
+
+  /** Launches so often and for so many milliseconds, which nobody measures. */
+  async warmUp(launches: number, ms: number, size?: number): Promise<void> {
+    await this.#ask('warmUp', { launches, ms, size })
   }
 
   flood(launches: number, inFlight: number): Promise<number> {

@@ -59,6 +59,7 @@ const shouldBeThere = (mode: string, { floor }: Programs): boolean =>
 export interface TurnOptions {
   readonly launches?: number
   readonly warmUp?: number
+  readonly warmUpFor?: number
   /** Launches of one turn. */
   readonly turn?: number
   readonly pause?: number
@@ -116,10 +117,13 @@ export const takeTurns = async (
   open: readonly OpenSeries[],
   options: TurnOptions = {},
 ): Promise<Map<OpenSeries, Sample[]>> => {
-  const { launches, warmUp, turn, pause, watch, size } = { ...settings, ...options }
+  const { launches, warmUp, warmUpFor, turn, pause, watch, size } = { ...settings, ...options }
   const samples = new Map<OpenSeries, Sample[]>(open.map((series) => [series, []]))
   for (const { host } of open) {
-    if (warmUp > 0) await host.turn({ launches: warmUp, pause, watch, size })
+    if (warmUp === 0) continue
+    await host.warmUp(warmUp, warmUpFor, size)
+    // And as they are measured, which is another path through the host.
+    if (pause > 0) await host.turn({ launches: warmUp, pause, watch, size })
   }
   const rounds = orders(open)
   for (let done = 0; done < launches; done += turn) {
@@ -141,7 +145,7 @@ export const toRecord = (
   { turn = settings.turn, pause = settings.pause }: TurnOptions = {},
   at?: number,
 ): SampleRecord => {
-  const column = (key: 'syncUs' | 'busyUs' | 'preempted'): number[] =>
+  const column = (key: 'syncUs' | 'busyUs' | 'preempted' | 'strangers'): number[] =>
     rounded(samples.map((sample) => sample[key] ?? 0))
   const watched = samples[0]?.syncUs !== undefined
   return {
@@ -153,7 +157,14 @@ export const toRecord = (
     ...(at === undefined ? undefined : { at }),
     pause,
     us: rounded(samples.map(({ us }) => us)),
-    ...(watched ? { syncUs: column('syncUs'), busyUs: column('busyUs'), preempted: column('preempted') } : undefined),
+    ...(watched
+      ? {
+          syncUs: column('syncUs'),
+          busyUs: column('busyUs'),
+          preempted: column('preempted'),
+          strangers: column('strangers'),
+        }
+      : undefined),
   }
 }
 

@@ -4,7 +4,6 @@ import type { QuietRecord, Run, SampleRecord, StepsRecord, ThroughputRecord } fr
 import { IN_ALL } from './scenarios/steps.ts'
 import { median, quantile } from './stats.ts'
 import {
-  longestBlocks,
   memoryOf,
   MILLISECOND,
   nestsOf,
@@ -12,7 +11,7 @@ import {
   ratioBetween,
   samplesOf,
   showEstimate,
-  unpreemptedBlocks,
+  splitBlocks,
 } from './targets.ts'
 
 /** What modes are called in tables and plots. */
@@ -169,22 +168,21 @@ const blocksTable = (run: Run): string => {
     [0, 1].flatMap((variant) => {
       const record = samplesOf(run, 'heap', mode, variant)
       if (record === undefined) return []
-      const all = longestBlocks(record)
-      const unpreempted = unpreemptedBlocks(record)
+      const { own, disturbed } = splitBlocks(record)
       return [
         [
           label(mode),
           record.variant,
-          micros(quantile(all, 0.5)),
-          micros(quantile(all, 0.99)),
-          micros(Math.max(...all)),
-          `${all.filter((us) => us > MILLISECOND).length} of ${all.length}`,
-          `${micros(Math.max(...unpreempted))} (${unpreempted.length})`,
+          micros(quantile(own, 0.5)),
+          micros(quantile(own, 0.99)),
+          micros(Math.max(...own)),
+          `${own.filter((us) => us > MILLISECOND).length} of ${own.length}`,
+          disturbed.length === 0 ? '–' : `${disturbed.length}, up to ${micros(Math.max(...disturbed))}`,
         ],
       ]
     }),
   )
-  return table(['µs', '', 'p50', 'p99', 'longest', 'above 1 ms', 'longest without preemption (of)'], rows, 2)
+  return table(['µs', '', 'p50', 'p99', 'longest', 'above 1 ms', 'set aside'], rows, 2)
 }
 
 const memoryTable = (run: Run): string | undefined => {
@@ -334,8 +332,9 @@ export const reportOf = (run: Run, image: (name: string) => string): string => {
       image('heap'),
       growthTable(run, 'heap'),
       [
-        'The longest that a launch can have kept the event loop busy without a pause, by the wall clock: time in which the kernel let',
-        'another process run on this processor is in it. That other one is often what the launch itself woke.',
+        'The longest that a launch can have kept the event loop busy without a pause, by the wall clock: what the processes that it',
+        'wakes take from it is in it. Set aside, whether long or short, is each launch that the processor was taken from while a',
+        'process ran that has nothing to do with it: another host, the benchmark itself, a daemon of the machine.',
       ].join('\n'),
       blocksTable(run),
     ),

@@ -34,6 +34,8 @@ export interface SampleRecord {
   readonly busyUs?: readonly number[]
   /** 1 where the kernel took the processor away meanwhile, for somebody else's process or for one that the launch woke. */
   readonly preempted?: readonly number[]
+  /** 1 where a process ran meanwhile, or right before, that has nothing to do with the launch: see `strangers.mjs`. */
+  readonly strangers?: readonly number[]
 }
 
 /** Launches a second with a fixed number of them in flight. */

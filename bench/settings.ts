@@ -23,8 +23,10 @@ export interface Sweeps {
 export interface Settings {
   /** Launches a mode that are counted. */
   readonly launches: number
-  /** Launches a mode that come first and are not counted. */
+  /** Launches a mode that come first and are not counted, at the least. */
   readonly warmUp: number
+  /** For how long they go on, in milliseconds: until most of what V8 compiles is compiled. */
+  readonly warmUpFor: number
   /** Launches of one mode before it is the next one's turn. */
   readonly turn: number
   /** Milliseconds of rest before each launch, in all modes alike. */
@@ -65,6 +67,7 @@ const GIB = 1024 * MIB
 export const FULL: Settings = {
   launches: 400,
   warmUp: 40,
+  warmUpFor: 3000,
   turn: 5,
   pause: 2,
   tail: 2000,
@@ -94,6 +97,7 @@ export const FULL: Settings = {
 export const QUICK: Settings = {
   launches: 10,
   warmUp: 2,
+  warmUpFor: 0,
   turn: 2,
   pause: 1,
   tail: 10,

@@ -67,15 +67,23 @@ const isWithin = (value: number, bound: { readonly most: number } | { readonly l
   'most' in bound ? value <= bound.most : value >= bound.least
 
 /** The longest that one launch can have kept the event loop: in the call, or in all that came after it. */
-export const longestBlocks = ({ syncUs = [], busyUs = [] }: SampleRecord): number[] =>
+const longestBlocks = ({ syncUs = [], busyUs = [] }: SampleRecord): number[] =>
   syncUs.map((sync, index) => Math.max(sync, (busyUs[index] ?? sync) - sync))
 
 /**
- * Without the launches during which the kernel took the processor from the host. Shown, and not what is judged: the process
- * that a launch wakes may be the one that takes it, so what is left out here is not only other people's doing.
+ * The blocks of those launches during which nobody else can have had the host's processor, and of the others. Set aside is, whether
+ * it was long or short, each during which the kernel took the processor from the host *and* a process ran that has nothing to do
+ * with the launch. What the launch wakes, and what V8 and the kernel do for it, is its own.
  */
-export const unpreemptedBlocks = (record: SampleRecord): number[] =>
-  longestBlocks(record).filter((_, index) => record.preempted?.[index] !== 1)
+export const splitBlocks = (record: SampleRecord): { own: number[]; disturbed: number[] } => {
+  const isDisturbed = (index: number): boolean =>
+    record.preempted?.[index] === 1 && record.strangers !== undefined && record.strangers[index] === 1
+  const blocks = longestBlocks(record)
+  return {
+    own: blocks.filter((_, index) => !isDisturbed(index)),
+    disturbed: blocks.filter((_, index) => isDisturbed(index)),
+  }
+}
 
 export const MILLISECOND = 1000
 
@@ -86,15 +94,17 @@ const blockOutcome = (run: Run): Outcome => {
   const target = '≤ 1 ms'
   const grown = samplesOf(run, 'heap', 'nestbox', 1)
   if (grown === undefined) return { measure, target, measured: undefined, met: undefined }
-  const blocks = longestBlocks(grown)
-  const longest = Math.max(...blocks)
-  const above = blocks.filter((us) => us > MILLISECOND).length
+  const { own, disturbed } = splitBlocks(grown)
+  const longest = Math.max(...own)
+  const above = own.filter((us) => us > MILLISECOND).length
   const spawn = samplesOf(run, 'heap', 'spawn', 1)
   const beside = [
-    `above 1 ms: ${above} of ${blocks.length}`,
-    `p99: ${milliseconds(quantile(blocks, 0.99))}`,
-    `longest without preemption: ${milliseconds(Math.max(...unpreemptedBlocks(grown)))}`,
-    ...(spawn === undefined ? [] : [`child_process.spawn, p50: ${milliseconds(median(longestBlocks(spawn)))}`]),
+    `above 1 ms: ${above} of ${own.length}`,
+    `p99: ${milliseconds(quantile(own, 0.99))}`,
+    ...(disturbed.length === 0
+      ? []
+      : [`set aside as disturbed by others: ${disturbed.length}, up to ${milliseconds(Math.max(...disturbed))}`]),
+    ...(spawn === undefined ? [] : [`child_process.spawn, p50: ${milliseconds(median(splitBlocks(spawn).own))}`]),
   ]
   return {
     measure,

@@ -53,7 +53,7 @@ export const steps: Scenario = {
     try {
       const records: ScenarioRecord[] = []
       const samples = new Map<OpenSeries, StepSample[]>(open.map((series) => [series, []]))
-      for (const { host } of open) await host.turn({ launches: settings.warmUp, pause: settings.pause })
+      for (const { host } of open) await host.warmUp(settings.warmUp, settings.warmUpFor)
       for (let done = 0; done < settings.launches; done += settings.turn) {
         progressBar(context.scenario, done, settings.launches)
         await context.gate.pass()
@@ -75,7 +75,7 @@ export const traceLaunches = async (context: Context): Promise<object[]> => {
     const { settings } = context
     const events: object[] = []
     for (const { host } of open) {
-      await host.turn({ launches: settings.warmUp, pause: settings.pause })
+      await host.warmUp(settings.warmUp, 0)
       events.push(...(await host.trace(settings.turn, 2 * settings.turn, settings.pause)))
     }
     return events

@@ -26,7 +26,9 @@ export const heap: Scenario = {
         if (variant !== AT_START) await host.grow(context.settings.ballast)
       }
       // Two hosts, one of each size, rather than one that grows: so the sizes are interleaved like everything else.
-      const samples = await takeTurns(context, open, { watch: true })
+      // What V8 compiles in one launch of a thousand would be the longest block of all.
+      const { launches, warmUpFor } = context.settings
+      const samples = await takeTurns(context, open, { watch: true, warmUp: launches, warmUpFor: 2 * warmUpFor })
       return [...[...samples].map(([series, taken]) => toRecord(context, series, taken)), ...missing]
     } finally {
       await closeAll(open)
@@ -49,10 +51,11 @@ export const threads: Scenario = {
     const block = Math.ceil(settings.launches / settings.threadBlocks)
     const measure = async (variant: 'none' | 'many'): Promise<void> => {
       await pause(Math.min(SETTLE, settings.launches * 10))
-      const samples = await takeTurns(context, open, { launches: block, warmUp: settings.turn })
+      const samples = await takeTurns(context, open, { launches: block, warmUp: settings.turn, warmUpFor: 0 })
       for (const [series, taken] of samples) found.get(series)?.[variant].push(taken.map(({ us }) => us))
     }
     try {
+      for (const { host } of open) await host.warmUp(settings.warmUp, settings.warmUpFor)
       const baseline = threadsAlive()
       // In blocks, because the threads are the whole machine's: what is measured with them can't take turns with what is not.
       for (let done = 0; done < settings.threadBlocks; done += 1) {

@@ -20,7 +20,13 @@ import type { Sample } from '../hosts.ts'
 import { inMountNamespace } from './mount-namespace.ts'
 import { SETTLE, startSleepers, stopSleepers, threadsAlive } from './sleepers.ts'
 
+/** Launches before each point. */
 const WARM_UP = 4
+
+/** Of one point after the other, the first must not be the one that V8 was busy with. */
+const warmUp = async ({ settings }: Context, open: readonly OpenSeries[]): Promise<void> => {
+  for (const { host } of open) await host.warmUp(WARM_UP, settings.warmUpFor / 3)
+}
 
 const binary = (bytes: number): string => {
   if (bytes >= 1024 ** 3) return `${bytes / 1024 ** 3} GiB`
@@ -44,6 +50,7 @@ const overLaunches = (
     const { open, missing } = await openAll(context, plain(modes))
     const taken = points(context).flatMap((at) => open.map((series) => ({ at, series, samples: [] as Sample[] })))
     try {
+      await warmUp(context, open)
       for (const { at, series } of taken) {
         await series.host.turn({ launches: WARM_UP, pause: settings.pause, size: at })
       }
@@ -77,10 +84,11 @@ const overStates = (
   what,
   async run(context) {
     const { settings } = context
-    const options = { launches: settings.sweepLaunches, warmUp: WARM_UP }
+    const options = { launches: settings.sweepLaunches, warmUp: WARM_UP, warmUpFor: 0 }
     const { open, missing } = await openAll(context, plain(modes))
     const records: ScenarioRecord[] = []
     try {
+      await warmUp(context, open)
       for (const at of points(context)) {
         const leave = await enter(at, open, context)
         try {
@@ -135,7 +143,7 @@ const mounts: Scenario = {
   what: "the host's mounts",
   async run(context) {
     const { settings, programs } = context
-    const options = { launches: settings.sweepLaunches, warmUp: WARM_UP }
+    const options = { launches: settings.sweepLaunches, warmUp: WARM_UP, warmUpFor: 0 }
     const wanted = settings.sweeps.mounts.flatMap((at) =>
       ['nestbox', 'nestbox-cold', 'sandbox2-nested', 'bwrap', 'spawn'].map((mode) => ({
         mode,
@@ -146,6 +154,7 @@ const mounts: Scenario = {
     )
     const { open, missing } = await openAll(context, wanted)
     try {
+      await warmUp(context, open)
       const samples = await takeTurns(context, open, options)
       const atOf = new Map(wanted.map(({ mode, variant, at }) => [`${mode} ${variant}`, at]))
       const records = [...samples].map(([series, taken]) =>

@@ -20,7 +20,7 @@ export const throughput: Scenario = {
     const { open, missing } = await openAll(context, wanted)
     const rates = new Map<string, { series: OpenSeries; inFlight: number; perSecond: number[] }>()
     try {
-      for (const { host } of open) await host.turn({ launches: settings.warmUp, pause: settings.pause })
+      for (const { host } of open) await host.warmUp(settings.warmUp, settings.warmUpFor)
       for (let done = 0; done < settings.floods; done += 1) {
         progressBar(scenario, done, settings.floods)
         for (const inFlight of settings.inFlight) {
