@@ -1,6 +1,7 @@
 // Bind sources over time: mount points that launches fill, sources that are missing, of the wrong type, replaced; and that
 // the host's own files are the same afterwards, but for what was written to writable binds.
 
+import { execFileSync } from 'node:child_process'
 import {
   chmodSync,
   lstatSync,
@@ -14,11 +15,12 @@ import {
   writeFileSync,
 } from 'node:fs'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 
 import test, { type ExecutionContext } from 'ava'
 
 import { ForkServer, policy, RequestError, Sandbox, SpawnError } from '../index.ts'
-import { scratch } from './helpers.ts'
+import { isRoot, scratch } from './helpers.ts'
 import { shout, withProbe } from './inside.ts'
 
 const directoryWith = (t: ExecutionContext, content: string): string => {
@@ -186,6 +188,24 @@ test('a source that is replaced is seen as it is now', async (t) => {
   await t.throwsAsync(sandbox.run('cat', ['/data/file']), { instanceOf: SpawnError })
   renameSync(`${directory}.old`, directory)
   t.is((await sandbox.run('cat', ['/data/file'])).stdout, 'old')
+})
+
+test('a file of the base that is replaced is seen by the next launch, one that is written into by the one after', (t) => {
+  const etc = directoryWith(t, '')
+  writeFileSync(path.join(etc, 'magic.nestbox'), 'as it was')
+  chmodSync(etc, 0o755)
+  const script = fileURLToPath(new URL('fixtures/base-changes.ts', import.meta.url))
+  const command = [
+    'sh',
+    '-ec',
+    'mount --bind "$0" /etc && exec "$@"',
+    etc,
+    process.execPath,
+    ...process.execArgv,
+    script,
+  ]
+  const seen = execFileSync('unshare', [...(isRoot ? ['-m'] : ['-U', '-m', '-r']), ...command], { encoding: 'utf8' })
+  t.deepEqual(JSON.parse(seen), ['as it was', 'replaced', 'written'])
 })
 
 test('a change within the source needs no new template', async (t) => {

@@ -80,7 +80,7 @@ const calls = {
     mode = await openMode(name, programs)
   },
 
-  /** Launches so often, and for so long, without pauses: V8 compiles what runs often, and does it in the way of what it is to speed up. */
+  /** Launches so often, and for so long, without pauses: V8 compiles what runs often, and gets in the way of it meanwhile. */
   async warmUp({ launches, ms, size }) {
     if (mode.turn !== undefined) {
       await mode.turn(launches, 0)

@@ -23,9 +23,12 @@ ${END}
 
 \`npm run bench\` compiles the programs, starts a host (a Node.js process) for every mode, and lets the hosts launch in turns: five
 launches of one mode, five of another, and so on, over and over, in an order that is drawn anew each time and in which no mode
-follows itself. The first launches of each are discarded. What is compared was therefore measured at the same time; absolute numbers
-are those of one machine, the ratios are what to look at.
+follows itself. What is compared was therefore measured at the same time; absolute numbers are those of one machine, the ratios are
+what to look at.
 
+- Before it is measured each host launches without pauses for three seconds (six where its event loop is watched): V8 compiles what
+  runs often, on threads that get in the way of what they are to speed up. In a new process the first thousand launches take some
+  100 µs longer, and now and then one of them keeps the event loop for milliseconds because of it.
 - Every mode has a host to itself that loads only what it needs, because the cost of \`child_process\` grows with the memory
   of the process that calls it: loading a TypeScript loader alone makes it half as slow again.
 - The program is static, has no libc and makes one system call (two where its output is captured). What is measured is the
@@ -50,6 +53,10 @@ are those of one machine, the ratios are what to look at.
 - *Syscall filters* are compared on the same policy: no filter, the default one, and the default one whose default action is
   \`report\`, which has a listener that init polls. The first two cost a launch nothing but their evaluation: the default filter is
   installed by the template, once. What listens is installed by each launch, before its exec.
+- The longest block of the event loop is that of launches during which nobody else can have had the host's processor. Whether
+  somebody had is counted, not guessed: before and after each launch the host reads how often each thread of the machine has run that
+  is neither its own, nor the fork server's, nor one of the kernel's for deferred work. On the machine of these numbers it is mostly
+  the kernel's memory monitor (\`kdamond\`), which runs for two to four milliseconds twice a second.
 - How long a violation takes is measured by the program: it reads CLOCK_MONOTONIC right before the forbidden call and passes that
   as an argument of it; the host reads the same clock when it hears of the violation.
 - Between turns it looks for 60 ms, with all hosts idle, whether anybody else uses the machine, and waits while they do, for five

@@ -4,7 +4,7 @@
 
 import { openSync, readdirSync, readFileSync, readSync } from 'node:fs'
 
-/** Threads of the kernel that do what processes have it do: interrupts, deferred work, what is freed late, moving from one processor to another. */
+/** Threads of the kernel that do what processes have it do: deferred work, what is freed late, moves to another processor. */
 const SERVING = /^(?:kworker|ksoftirqd|rcu|migration|kthreadd|pool_workqueue)/
 
 const numbers = (directory) => readdirSync(directory).filter((name) => /^\d+$/.test(name))

@@ -1,9 +1,9 @@
 //! Has libuv poll the client's fd and calls JavaScript for each event.
 //!
-//! Promises: what is called runs as any other callback of Node.js does (microtasks and `nextTick`s run after the last event of a
-//! wake-up, what it throws is an uncaught exception, not an abort); the handle keeps the process alive only while told to; when the environment
-//! ends (exit, worker termination) the owner is closed first and the environment waits for libuv to let the handle go. Used by
-//! [`crate::server`] alone.
+//! Promises: what is called runs as any other callback of Node.js does (microtasks and `nextTick`s run after the last event of
+//! a wake-up, what it throws is an uncaught exception, not an abort); the handle keeps the process alive only while told to; when
+//! the environment ends (exit, worker termination) the owner is closed first and the environment waits for libuv to let the handle
+//! go. Used by [`crate::server`] alone.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
