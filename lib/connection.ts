@@ -239,14 +239,14 @@ export class Connection {
     if (this.#closed) return
     this.#closed = true
     this.#server.close()
-    const error = new ForkServerError('The fork server was closed.', { code: 'ERR_NESTBOX_CLOSED' })
-    this.#lose(error)
+    // It may have died before.
+    const why = this.#lose(new ForkServerError('The fork server was closed.', { code: 'ERR_NESTBOX_CLOSED' }))
     // No event comes from a server that was closed.
     const listeners = [...this.#listeners.values()]
     this.#listeners.clear()
     this.#standing.clear()
     this.#resting = 0
-    for (const listener of listeners) listener.lost(error)
+    for (const listener of listeners) listener.lost(why)
     this.#becomeIdle()
   }
 
@@ -300,10 +300,12 @@ export class Connection {
     this.#settleReady.resolve()
   }
 
-  #lose(error: ForkServerError): void {
+  /** Why it is gone: this, unless it was gone already. */
+  #lose(error: ForkServerError): ForkServerError {
     if (this.lost === undefined) debug(() => `fork server: gone (${error.code}): ${error.message}`)
     this.lost ??= error
     this.#settleReady.reject(error)
+    return this.lost
   }
 
   #becomeIdle(): void {
