@@ -111,7 +111,6 @@ export class Connection {
   /** Asks the core for a launch. */
   launch(message: LaunchMessage): NativeLaunched {
     const numbers = this.#numbers
-    const { policy, text, extras } = message
     numbers[0] = message.stdin
     numbers[1] = message.stdout
     numbers[2] = message.stderr
@@ -126,11 +125,9 @@ export class Connection {
     numbers[6] = message.argc
     numbers[7] = message.warm
     numbers[8] = message.warmIdle ?? -1
-    const launched = isDebugging()
-      ? this.#building(() => this.#server.launch(policy, text, extras))
-      : this.#server.launch(policy, text, extras)
+    const launched = this.#building(() => this.#server.launch(message.policy, message.text, message.extras))
     const named = typeof launched === 'number' ? { token: launched } : launched
-    if (isDebugging()) debug(() => describe(message, named))
+    debug(() => describe(message, named))
     return named
   }
 
@@ -262,7 +259,7 @@ export class Connection {
 
   #dispatch(event: NativeEvent): void {
     const { kind, token, pid = 0, failure, asked, ended } = event
-    if (isDebugging()) debug(() => `launch ${token}: ${kind}${detail(event)}`)
+    debug(() => `launch ${token}: ${kind}${detail(event)}`)
     const listener = this.#listeners.get(token)
     if (listener === undefined) return
     if (kind === 'placed') {

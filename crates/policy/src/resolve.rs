@@ -114,12 +114,6 @@ impl Resolved {
         self.sources.are_current()
     }
 
-    /// Whether [`Resolved::look_again`] would look.
-    #[must_use]
-    pub fn is_to_be_looked_at(&self) -> bool {
-        self.sources.are_to_be_looked_at()
-    }
-
     /// Looks at the rest, if that was not done for a while: after a launch, when nobody waits. A change is what
     /// [`Resolved::is_current`] tells from then on.
     pub fn look_again(&self) {

@@ -99,7 +99,8 @@ pub(crate) struct Sources {
 #[derive(Debug)]
 struct Sign {
     path: CString,
-    /// Device, inode, and time of the last change in seconds and nanoseconds; zeros if it led nowhere.
+    /// Device, inode, and time of the last change in seconds and nanoseconds; zeros if it led nowhere. Not that of the last
+    /// modification, which whoever unpacks an archive sets back.
     seen: (u64, u64, i64, i64),
 }
 
@@ -169,15 +170,13 @@ impl Sources {
         self.look(now)
     }
 
-    /// Whether all that is looked at seldom was not looked at for a while.
-    pub(crate) fn are_to_be_looked_at(&self) -> bool {
-        !self.seldom.is_empty() && now().is_some_and(|now| is_long_ago(&self.looked, now))
-    }
-
-    /// Looks at it then.
+    /// Looks at all that is looked at seldom, if that was not done for a while and could tell anything new.
     pub(crate) fn look_again(&self) {
-        if self.are_to_be_looked_at() {
-            now().map(|now| self.look(now));
+        if self.seldom.is_empty() || self.changed.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Some(now) = now().filter(|&now| is_long_ago(&self.looked, now)) {
+            self.look(now);
         }
     }
 
@@ -213,6 +212,7 @@ fn now() -> Option<u64> {
 mod tests {
     use super::*;
     use std::fs;
+    use std::path::PathBuf;
 
     #[test]
     fn notices_a_replaced_source() {
@@ -232,9 +232,7 @@ mod tests {
 
     #[test]
     fn notices_changed_content() {
-        let directory = tempfile::tempdir().expect("makes a directory");
-        let path = directory.path().join("a");
-        fs::write(&path, "one").expect("writes");
+        let (_directory, path) = one_file();
         let name = c_path(&path).expect("no NUL");
         let source = Source::copied(name.clone(), &stat(name.as_c_str()).expect("is there"));
         assert!(source.is_current());
@@ -250,6 +248,14 @@ mod tests {
         assert!(source.is_current());
         fs::write(&path, "").expect("writes");
         assert!(!source.is_current());
+    }
+
+    /// A directory with a file.
+    fn one_file() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().expect("makes a directory");
+        let path = directory.path().join("a");
+        fs::write(&path, "one").expect("writes");
+        (directory, path)
     }
 
     /// Sources that are looked at seldom, and were once.
@@ -268,9 +274,7 @@ mod tests {
 
     #[test]
     fn the_rest_is_looked_at_now_and_then() {
-        let directory = tempfile::tempdir().expect("makes a directory");
-        let path = directory.path().join("a");
-        fs::write(&path, "one").expect("writes");
+        let (directory, path) = one_file();
         let sources = seldom(&[&path]);
         fs::write(directory.path().join("b"), "another").expect("writes");
         fs::rename(directory.path().join("b"), &path).expect("renames");
@@ -281,9 +285,7 @@ mod tests {
 
     #[test]
     fn what_is_written_into_a_file_is_noticed_when_all_are_looked_at() {
-        let directory = tempfile::tempdir().expect("makes a directory");
-        let path = directory.path().join("a");
-        fs::write(&path, "one").expect("writes");
+        let (_directory, path) = one_file();
         let sources = seldom(&[&path]);
         fs::write(&path, "another").expect("writes");
         sources.look_again();
@@ -296,9 +298,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_changes_without_them_changes_nothing() {
-        let directory = tempfile::tempdir().expect("makes a directory");
-        let path = directory.path().join("a");
-        fs::write(&path, "one").expect("writes");
+        let (directory, path) = one_file();
         let sources = seldom(&[&path]);
         for name in ["b", "c"] {
             fs::write(directory.path().join(name), "another").expect("writes");

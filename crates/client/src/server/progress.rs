@@ -409,7 +409,7 @@ impl Client {
     /// when those have been told, and before whatever may need what is given back.
     pub(crate) fn tidy(&mut self) {
         while let Some((token, mut launch)) = self.over.pop() {
-            self.unlooked.extend(launch.resolved.take().filter(|resolved| resolved.is_to_be_looked_at()));
+            self.unlooked.extend(launch.resolved.take());
             self.release(launch);
             self.make_place(token);
         }
