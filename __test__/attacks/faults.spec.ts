@@ -141,7 +141,6 @@ x64(
     // On a machine that is busy the work in the background may hide a step, above all one that has a single call which several
     // processes make: what was missed gets another chance.
     for (let chance = 0; chance < 5 && (chance === 0 || missed().length > 0); chance += 1) {
-      // oxlint-disable-next-line no-await-in-loop
       await sweep()
     }
     t.log(told.join('\n'))
