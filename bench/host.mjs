@@ -45,21 +45,21 @@ const launchWatched = async (size) => {
   }
 }
 
-/** Those who are there when the first launch is watched, which is before any is counted. */
+/** Those who might disturb a launch that is watched. */
 let strangers
 
-/** A turn with each launch watched. Who else runs is looked at before the pause, so as not to be what the launch comes after. */
-const turnWatched = async (launches, pause, size) => {
-  strangers ??= new Strangers()
-  const samples = []
-  for (let index = 0; index < launches; index += 1) {
-    const before = strangers.runs()
-    await rest(pause)
-    const sample = await launchWatched(size)
-    samples.push({ ...sample, strangers: strangers.runs() === before ? 0 : 1 })
-  }
-  await settle()
-  return samples
+/** A launch and the pause before it. */
+const takeTimed = async (pause, size) => {
+  await rest(pause)
+  return launchTimed(size)
+}
+
+/** The same, watched. Who else runs is looked at before the pause, so as not to be what the launch comes after. */
+const takeWatched = async (pause, size) => {
+  const before = strangers.runs()
+  await rest(pause)
+  const sample = await launchWatched(size)
+  return { ...sample, strangers: strangers.runs() === before ? 0 : 1 }
 }
 
 /**
@@ -80,26 +80,26 @@ const calls = {
     mode = await openMode(name, programs)
   },
 
-  /** Launches so often, and for so long, without pauses: V8 compiles what runs often, and gets in the way of it meanwhile. */
-  async warmUp({ launches, ms, size }) {
-    if (mode.turn !== undefined) {
-      await mode.turn(launches, 0)
-      return
-    }
+  /** Launches for so long without pauses: V8 compiles what runs often, and gets in the way of it meanwhile. */
+  async warmUp({ ms, size }) {
+    // A mode that launches by itself has no V8.
+    if (mode.turn !== undefined) return
     const start = performance.now()
-    for (let done = 0; done < launches || performance.now() - start < ms; done += 1) await mode.launch(size)
+    while (performance.now() - start < ms) await mode.launch(size)
     await settle()
+  },
+
+  /** Who the strangers are from now on: see ./strangers.mjs. */
+  async watch({ paths }) {
+    strangers = new Strangers(paths)
   },
 
   /** Launches one after the other, with a pause before each. */
   async turn({ launches, pause, size, watch = false }) {
     if (mode.turn !== undefined) return mode.turn(launches, pause)
-    if (watch) return turnWatched(launches, pause, size)
+    const take = watch ? takeWatched : takeTimed
     const samples = []
-    for (let index = 0; index < launches; index += 1) {
-      await rest(pause)
-      samples.push(await launchTimed(size))
-    }
+    for (let index = 0; index < launches; index += 1) samples.push(await take(pause, size))
     await settle()
     return samples
   },

@@ -4,6 +4,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
 
 import type { Programs } from './programs.ts'
+import { strangersTo } from './scenarios/processes.ts'
 
 /** What a host says of one launch. */
 export interface Sample {
@@ -88,9 +89,14 @@ export class Host {
     return this.#ask('turn', turn)
   }
 
-  /** Launches so often and for so many milliseconds, which nobody measures. */
-  async warmUp(launches: number, ms: number, size?: number): Promise<void> {
-    await this.#ask('warmUp', { launches, ms, size })
+  /** Launches for so many milliseconds without pauses, which nobody measures. */
+  async warmUp(ms: number, size?: number): Promise<void> {
+    await this.#ask('warmUp', { ms, size })
+  }
+
+  /** Has launches that are watched say whether any stranger ran: {@link strangersTo}. */
+  async watch(): Promise<void> {
+    await this.#ask('watch', { paths: strangersTo(this.#child.pid ?? 0) })
   }
 
   flood(launches: number, inFlight: number): Promise<number> {

@@ -59,6 +59,7 @@ const shouldBeThere = (mode: string, { floor }: Programs): boolean =>
 export interface TurnOptions {
   readonly launches?: number
   readonly warmUp?: number
+  /** Milliseconds without pauses before that; none where the launches that come first are given and this is not. */
   readonly warmUpFor?: number
   /** Launches of one turn. */
   readonly turn?: number
@@ -111,20 +112,30 @@ export const orders = function* <T>(all: readonly T[]): Generator<T[], never> {
   }
 }
 
+/** Has hosts launch what is not counted: until V8 has compiled, and then as is measured, which is another path through the host. */
+export const warmUpAll = async (
+  { settings }: Context,
+  open: readonly OpenSeries[],
+  options: TurnOptions = {},
+): Promise<void> => {
+  const { warmUp, pause, watch, size } = { ...settings, ...options }
+  const { warmUpFor = options.warmUp === undefined ? settings.warmUpFor : 0 } = options
+  for (const { host } of open) if (warmUpFor > 0) await host.warmUp(warmUpFor, size)
+  // All are there by now.
+  for (const { host } of open) if (watch === true) await host.watch()
+  for (const { host } of open) if (warmUp > 0) await host.turn({ launches: warmUp, pause, watch, size })
+}
+
 /** Takes turns until each series has `launches` samples. */
 export const takeTurns = async (
-  { scenario, settings, gate }: Context,
+  context: Context,
   open: readonly OpenSeries[],
   options: TurnOptions = {},
 ): Promise<Map<OpenSeries, Sample[]>> => {
-  const { launches, warmUp, warmUpFor, turn, pause, watch, size } = { ...settings, ...options }
+  const { scenario, settings, gate } = context
+  const { launches, turn, pause, watch, size } = { ...settings, ...options }
   const samples = new Map<OpenSeries, Sample[]>(open.map((series) => [series, []]))
-  for (const { host } of open) {
-    if (warmUp === 0) continue
-    await host.warmUp(warmUp, warmUpFor, size)
-    // And as they are measured, which is another path through the host.
-    if (pause > 0) await host.turn({ launches: warmUp, pause, watch, size })
-  }
+  await warmUpAll(context, open, options)
   const rounds = orders(open)
   for (let done = 0; done < launches; done += turn) {
     progressBar(scenario, done, launches)

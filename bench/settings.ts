@@ -23,9 +23,9 @@ export interface Sweeps {
 export interface Settings {
   /** Launches a mode that are counted. */
   readonly launches: number
-  /** Launches a mode that come first and are not counted, at the least. */
+  /** Launches a mode that come first and are not counted. */
   readonly warmUp: number
-  /** For how long they go on, in milliseconds: until most of what V8 compiles is compiled. */
+  /** For how long it launches without pauses before those, in milliseconds: until most of what V8 compiles is compiled. */
   readonly warmUpFor: number
   /** Launches of one mode before it is the next one's turn. */
   readonly turn: number

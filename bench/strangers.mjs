@@ -1,49 +1,9 @@
 // Whether somebody else had a processor during a launch: a process that is neither the host's, nor the fork server's, nor a thread
 // of the kernel that works for whoever asks it to. Another host, the benchmark itself, a daemon of the machine: what these
-// take from a launch is none of its doing. Told by how often each of their threads has run, which /proc/PID/schedstat counts.
+// take from a launch is none of its doing. Told by how often each of their threads has run, which /proc/PID/schedstat counts; who
+// they are says the benchmark (scenarios/processes.ts).
 
-import { openSync, readdirSync, readFileSync, readSync } from 'node:fs'
-
-/** Threads of the kernel that do what processes have it do: deferred work, what is freed late, moves to another processor. */
-const SERVING = /^(?:kworker|ksoftirqd|rcu|migration|kthreadd|pool_workqueue)/
-
-const numbers = (directory) => readdirSync(directory).filter((name) => /^\d+$/.test(name))
-
-/** Name and parent of a process; undefined if it has ended. */
-const look = (pid) => {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-    const end = stat.lastIndexOf(')')
-    return {
-      pid: Number(pid),
-      name: stat.slice(stat.indexOf('(') + 1, end),
-      parent: Number(stat.slice(end + 4).split(' ', 1)[0]),
-    }
-  } catch {
-    return undefined
-  }
-}
-
-/** The threads of all who are strangers to this process. */
-const strangers = () => {
-  const all = numbers('/proc')
-    .map(look)
-    .filter((found) => found !== undefined)
-  const own = new Set([process.pid])
-  for (let before = 0; before !== own.size;) {
-    before = own.size
-    for (const { pid, parent } of all) if (own.has(parent)) own.add(pid)
-  }
-  return all
-    .filter(({ pid, name }) => !own.has(pid) && !SERVING.test(name))
-    .flatMap(({ pid }) => {
-      try {
-        return numbers(`/proc/${pid}/task`).map((thread) => `/proc/${pid}/task/${thread}/schedstat`)
-      } catch {
-        return []
-      }
-    })
-}
+import { openSync, readSync } from 'node:fs'
 
 /** The last number of a line. No string is made: the garbage would be collected during some launch. */
 const last = (line, length) => {
@@ -56,13 +16,14 @@ const last = (line, length) => {
   return value
 }
 
-/** Counts how often strangers have run: those who are there when it is made. */
+/** Counts how often strangers have run. */
 export class Strangers {
   #files = []
   #room = Buffer.alloc(128)
 
-  constructor() {
-    for (const path of strangers()) {
+  /** @param paths - where the kernel counts for each of their threads */
+  constructor(paths) {
+    for (const path of paths) {
       try {
         this.#files.push(openSync(path))
       } catch {

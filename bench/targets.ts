@@ -76,8 +76,7 @@ const longestBlocks = ({ syncUs = [], busyUs = [] }: SampleRecord): number[] =>
  * with the launch. What the launch wakes, and what V8 and the kernel do for it, is its own.
  */
 export const splitBlocks = (record: SampleRecord): { own: number[]; disturbed: number[] } => {
-  const isDisturbed = (index: number): boolean =>
-    record.preempted?.[index] === 1 && record.strangers !== undefined && record.strangers[index] === 1
+  const isDisturbed = (index: number): boolean => record.preempted?.[index] === 1 && record.strangers?.[index] === 1
   const blocks = longestBlocks(record)
   return {
     own: blocks.filter((_, index) => !isDisturbed(index)),

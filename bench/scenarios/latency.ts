@@ -40,12 +40,7 @@ export const prewarm: Scenario = {
   what: 'a Python interpreter that imports some modules, and is given its work: started for it, or ahead of it',
   run: (context) => {
     const launches = Math.ceil(context.settings.launches / FEWER)
-    return compare(context, plain(['slow-spawn', 'slow-nestbox', 'slow-prewarmed']), {
-      launches,
-      warmUp: 1,
-      warmUpFor: 0,
-      turn: 2,
-    })
+    return compare(context, plain(['slow-spawn', 'slow-nestbox', 'slow-prewarmed']), { launches, warmUp: 1, turn: 2 })
   },
 }
 

@@ -1,19 +1,29 @@
-// The memory of processes, as /proc tells it.
+// Processes as /proc tells of them: who came of whom, who is a stranger, what memory they take.
 
 import { readdirSync, readFileSync } from 'node:fs'
 
 import type { MemoryRecord } from '../samples.ts'
 
+/** The entries of a directory of /proc that are numbers; none if it is gone. */
+const numbersIn = (directory: string): number[] => {
+  try {
+    return readdirSync(directory)
+      .filter((name) => /^\d+$/.test(name))
+      .map(Number)
+  } catch {
+    return []
+  }
+}
+
 /** A process and all that came of it. */
 export const familyOf = (pid: number): number[] => {
   const children = new Map<number, number[]>()
-  for (const name of readdirSync('/proc')) {
-    if (!/^\d+$/.test(name)) continue
+  for (const name of numbersIn('/proc')) {
     try {
       // The name of a program may hold anything, so what follows is found from behind it.
       const stat = readFileSync(`/proc/${name}/stat`, 'latin1')
       const parent = Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[1])
-      children.set(parent, [...(children.get(parent) ?? []), Number(name)])
+      children.set(parent, [...(children.get(parent) ?? []), name])
     } catch {
       // It has ended meanwhile.
     }
@@ -28,6 +38,28 @@ const kibibytes = (text: string, field: string): number =>
 
 /** What a process calls itself. */
 const nameOf = (pid: number): string => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()
+
+/** Threads of the kernel that do what processes have it do: deferred work, what is freed late, moves to another processor. */
+const SERVING = /^(?:kworker|ksoftirqd|rcu|migration|kthreadd|pool_workqueue)/
+
+/**
+ * Where the kernel counts how often each thread has run that is neither a process's own, nor of those that came of it, nor one of
+ * the kernel's that work for whoever asks them to.
+ */
+export const strangersTo = (pid: number): string[] => {
+  const own = new Set(familyOf(pid))
+  const isStranger = (other: number): boolean => {
+    try {
+      return !own.has(other) && !SERVING.test(nameOf(other))
+    } catch {
+      // It has ended meanwhile.
+      return false
+    }
+  }
+  const threadsOf = (other: number): string[] =>
+    numbersIn(`/proc/${other}/task`).map((thread) => `/proc/${other}/task/${thread}/schedstat`)
+  return numbersIn('/proc').filter(isStranger).flatMap(threadsOf)
+}
 
 /** What one process takes; nothing if it has ended meanwhile. */
 export const memoryOfProcess = (pid: number): MemoryRecord['processes'] => {

@@ -1,7 +1,7 @@
 // Where the time of one launch goes, by the core's own account; and launches as a trace.
 
 import type { StepSample } from '../hosts.ts'
-import { closeAll, type Context, openAll, type OpenSeries, plain, type Scenario } from '../measure.ts'
+import { closeAll, type Context, openAll, type OpenSeries, plain, type Scenario, warmUpAll } from '../measure.ts'
 import { progressBar } from '../progress.ts'
 import { rounded, type ScenarioRecord, type StepsRecord } from '../samples.ts'
 
@@ -53,7 +53,7 @@ export const steps: Scenario = {
     try {
       const records: ScenarioRecord[] = []
       const samples = new Map<OpenSeries, StepSample[]>(open.map((series) => [series, []]))
-      for (const { host } of open) await host.warmUp(settings.warmUp, settings.warmUpFor)
+      await warmUpAll(context, open)
       for (let done = 0; done < settings.launches; done += settings.turn) {
         progressBar(context.scenario, done, settings.launches)
         await context.gate.pass()
@@ -75,7 +75,7 @@ export const traceLaunches = async (context: Context): Promise<object[]> => {
     const { settings } = context
     const events: object[] = []
     for (const { host } of open) {
-      await host.warmUp(settings.warmUp, 0)
+      await host.turn({ launches: settings.warmUp, pause: settings.pause })
       events.push(...(await host.trace(settings.turn, 2 * settings.turn, settings.pause)))
     }
     return events

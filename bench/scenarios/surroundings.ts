@@ -1,7 +1,17 @@
 // What a launch takes from a host with a big heap, on a machine full of threads, from a host with many mounts.
 
 import { pause } from '../machine.ts'
-import { closeAll, compare, openAll, type OpenSeries, plain, type Scenario, takeTurns, toRecord } from '../measure.ts'
+import {
+  closeAll,
+  compare,
+  openAll,
+  type OpenSeries,
+  plain,
+  type Scenario,
+  takeTurns,
+  toRecord,
+  warmUpAll,
+} from '../measure.ts'
 import type { SampleRecord } from '../samples.ts'
 import { inMountNamespace } from './mount-namespace.ts'
 import { SETTLE, startSleepers, stopSleepers, threadsAlive } from './sleepers.ts'
@@ -51,11 +61,11 @@ export const threads: Scenario = {
     const block = Math.ceil(settings.launches / settings.threadBlocks)
     const measure = async (variant: 'none' | 'many'): Promise<void> => {
       await pause(Math.min(SETTLE, settings.launches * 10))
-      const samples = await takeTurns(context, open, { launches: block, warmUp: settings.turn, warmUpFor: 0 })
+      const samples = await takeTurns(context, open, { launches: block, warmUp: settings.turn })
       for (const [series, taken] of samples) found.get(series)?.[variant].push(taken.map(({ us }) => us))
     }
     try {
-      for (const { host } of open) await host.warmUp(settings.warmUp, settings.warmUpFor)
+      await warmUpAll(context, open)
       const baseline = threadsAlive()
       // In blocks, because the threads are the whole machine's: what is measured with them can't take turns with what is not.
       for (let done = 0; done < settings.threadBlocks; done += 1) {

@@ -12,6 +12,7 @@ import {
   type Scenario,
   takeTurns,
   toRecord,
+  warmUpAll,
 } from '../measure.ts'
 import { pause } from '../machine.ts'
 import { progressBar } from '../progress.ts'
@@ -24,9 +25,8 @@ import { SETTLE, startSleepers, stopSleepers, threadsAlive } from './sleepers.ts
 const WARM_UP = 4
 
 /** Of one point after the other, the first must not be the one that V8 was busy with. */
-const warmUp = async ({ settings }: Context, open: readonly OpenSeries[]): Promise<void> => {
-  for (const { host } of open) await host.warmUp(WARM_UP, settings.warmUpFor / 3)
-}
+const warmUp = (context: Context, open: readonly OpenSeries[]): Promise<void> =>
+  warmUpAll(context, open, { warmUp: WARM_UP, warmUpFor: context.settings.warmUpFor / 3 })
 
 const binary = (bytes: number): string => {
   if (bytes >= 1024 ** 3) return `${bytes / 1024 ** 3} GiB`
@@ -84,7 +84,7 @@ const overStates = (
   what,
   async run(context) {
     const { settings } = context
-    const options = { launches: settings.sweepLaunches, warmUp: WARM_UP, warmUpFor: 0 }
+    const options = { launches: settings.sweepLaunches, warmUp: WARM_UP }
     const { open, missing } = await openAll(context, plain(modes))
     const records: ScenarioRecord[] = []
     try {
@@ -143,7 +143,7 @@ const mounts: Scenario = {
   what: "the host's mounts",
   async run(context) {
     const { settings, programs } = context
-    const options = { launches: settings.sweepLaunches, warmUp: WARM_UP, warmUpFor: 0 }
+    const options = { launches: settings.sweepLaunches, warmUp: WARM_UP }
     const wanted = settings.sweeps.mounts.flatMap((at) =>
       ['nestbox', 'nestbox-cold', 'sandbox2-nested', 'bwrap', 'spawn'].map((mode) => ({
         mode,

@@ -1,6 +1,6 @@
 // How many launches a second there are with many in flight.
 
-import { closeAll, openAll, type OpenSeries, plain, type Scenario } from '../measure.ts'
+import { closeAll, openAll, type OpenSeries, plain, type Scenario, warmUpAll } from '../measure.ts'
 import { progressBar } from '../progress.ts'
 import { rounded, type ScenarioRecord } from '../samples.ts'
 
@@ -20,7 +20,7 @@ export const throughput: Scenario = {
     const { open, missing } = await openAll(context, wanted)
     const rates = new Map<string, { series: OpenSeries; inFlight: number; perSecond: number[] }>()
     try {
-      for (const { host } of open) await host.warmUp(settings.warmUp, settings.warmUpFor)
+      await warmUpAll(context, open)
       for (let done = 0; done < settings.floods; done += 1) {
         progressBar(scenario, done, settings.floods)
         for (const inFlight of settings.inFlight) {
