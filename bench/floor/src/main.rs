@@ -3,7 +3,7 @@
 //! No protocol, no JavaScript, no supervision, no limits of time: what is left is what the kernel charges for a launch,
 //! and so the limit that nestbox can come close to and not pass. To be comparable it reads the same policy and carries
 //! out the same plan as the fork server, from a static binary as small: the same mounts, masks, namespaces, id maps, Landlock
-//! rules and limits, and the same syscall filter, which its template has installed. Three modes:
+//! rules, limits and controls of speculation, and the same syscall filter, which its template has installed. Three modes:
 //!
 //! - `bare PROGRAM`: vfork, exec, wait, with no isolation at all;
 //! - `cold POLICY`: one clone3(2) from a template ([`tree`]), everything that is fresh ([`nest`]), the sandboxee
@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use fault::{During, Fault};
 use launch::{Bare, Launch, Nested};
-use nestbox_sys::process;
+use nestbox_sys::{process, rseq};
 use tree::Template;
 
 fn main() -> ExitCode {
@@ -61,7 +61,9 @@ fn nested(policy: &str, warm: bool) -> Result<ExitCode, Fault> {
     }
     let nested = Nested::new(&plan, ids, Template::build(&plan)?, warm)?;
     let commands = drive::take_stdio()?;
-    // As the fork server's templates do: what is cloned from here on has the filter.
+    // As the fork server's processes do.
+    rseq::leave();
+    // As its templates do: what is cloned from here on has the filter.
     nestbox_sys::raw::carry(plan.launch_cookie);
     if plan.filter_inherited {
         process::install_filter(&plan.filter).during("seccomp")?;

@@ -7,7 +7,7 @@
 use std::os::fd::RawFd;
 
 use nestbox_protocol::Step;
-use nestbox_sys::{Errno, process};
+use nestbox_sys::{Errno, process, rseq};
 
 use crate::capabilities;
 use crate::fault::{At, Fault};
@@ -45,6 +45,7 @@ pub(crate) fn shed_inheritance() -> Result<(), Fault<'static>> {
     // SAFETY: the set is as long as said; processors that do not exist are passed over.
     unsafe { libc::sched_setaffinity(0, cpus.len(), cpus.as_ptr().cast()) };
     let _ = process::write_file_at(libc::AT_FDCWD, c"/proc/self/oom_score_adj", b"0");
+    rseq::leave();
     reset_signals()?;
     raise_fd_limit();
     leave_session_keyring()

@@ -10,6 +10,7 @@ pub mod mount;
 pub mod packet;
 pub mod process;
 pub mod raw;
+pub mod rseq;
 pub mod socket;
 
 pub use nix::errno::Errno;
