@@ -44,8 +44,8 @@ what to look at.
   two milliseconds. It is not free, though. *Without pauses* and *Throughput* are where it is paid for: there each launch
   follows the one before at once.
 - *The floor* is a program of its own (\`bench/floor\`): the system calls of a launch and nothing else. It resolves the same policy,
-  builds the same tree from a static process as small as our templates, under the same filter, and for each launch makes the same
-  namespaces, mounts, masks, id maps, Landlock rules and limits. It has no protocol (one byte says go, four say the status), no JavaScript, no supervision
+  builds the same tree from a static process as small as our templates, laid out like them, under the same filter, and for each launch
+  makes the same namespaces, mounts, masks, id maps, Landlock rules and limits, and forbids the same speculation. It has no protocol (one byte says go, four say the status), no JavaScript, no supervision
   and no accounts, and holds the clock itself. *Cold* begins with the clone and *warm* with the message to a nest that
   waits; both end when the program's status is known, as a result does, and before its init is reaped. *Bare* is vfork, exec and
   wait without any isolation. For throughput as many processes of it launch at once as are in flight, but no more than two for each

@@ -1,5 +1,5 @@
-//! The sandboxee's own part, between clone and exec: session, ids, user namespace, bounding set, Landlock, limits, and the
-//! filter where it is not the template's.
+//! The sandboxee's own part, between clone and exec: session, ids, user namespace, bounding set, Landlock, limits,
+//! speculation, and the filter where it is not the template's.
 //!
 //! Runs on a stack of its own in the memory of its parent, which is suspended: it allocates nothing, and leaves what went
 //! wrong where the parent finds it. The fork server's calls in the fork server's order
@@ -10,6 +10,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::os::fd::RawFd;
 
 use nestbox_sys::process::{self, prctl};
+use nestbox_sys::speculation::Feature;
 use nestbox_sys::{Errno, landlock};
 
 use crate::fault::{During, Fault};
@@ -139,6 +140,10 @@ fn carry_out(child: &Child<'_>) -> Result<Infallible, Fault> {
     for path in [c"/", c"/tmp"] {
         // SAFETY: a C string.
         unsafe { nestbox_sys::syscall!(libc::SYS_chdir, path.as_ptr()) }.during("chdir")?;
+    }
+    for feature in Feature::ALL {
+        // Where the processor has nothing to switch off, or the kernel does not let it be, it answers an error.
+        let _ = feature.forbid();
     }
     if child.park.is_none() {
         install(child)?;

@@ -12,6 +12,7 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use nestbox_protocol::Step;
 use nestbox_sys::process::{install_filter, prctl, unshare};
+use nestbox_sys::speculation::Feature;
 use nestbox_sys::{Errno, process};
 
 use crate::fault::{At, Fault};
@@ -22,14 +23,6 @@ use crate::listener;
 use crate::parked::{self, Orders, Parking};
 use crate::report::{self, Marks};
 use crate::{capabilities, crash};
-
-const PR_GET_SPECULATION_CTRL: c_int = 52;
-const PR_SET_SPECULATION_CTRL: c_int = 53;
-const PR_SPEC_STORE_BYPASS: usize = 0;
-const PR_SPEC_INDIRECT_BRANCH: usize = 1;
-const PR_SPEC_PRCTL: usize = 1;
-const PR_SPEC_DISABLE: usize = 4;
-const PR_SPEC_FORCE_DISABLE: usize = 8;
 
 /// Where the child's launch comes from.
 pub(crate) enum Task<'a> {
@@ -119,9 +112,6 @@ fn isolate(child: &mut Child<'_>) -> Result<(), Fault<'static>> {
     if child.sandboxed {
         drop_privileges()?;
         child.marks.add(Step::DropBoundingSet);
-        if !child.speculation {
-            disable_speculation()?;
-        }
         if child.core_scheduling {
             schedule_cores()?;
         }
@@ -164,6 +154,9 @@ fn carry_out<'a>(child: &mut Child<'a>, launch: &'a Prepared<'a>) -> Result<Infa
     set_limits(launch)?;
     change_directory(launch)?;
     if child.sandboxed {
+        if !child.speculation {
+            forbid_speculation()?;
+        }
         install(child)?;
     }
     child.marks.add_at(Step::InstallFilter, now());
@@ -346,34 +339,18 @@ fn drop_privileges() -> Result<(), Fault<'static>> {
 }
 
 /// No speculative store bypass, no indirect branch speculation, for good. A processor without the control has nothing
-/// to switch off.
-fn disable_speculation() -> Result<(), Fault<'static>> {
-    for feature in [PR_SPEC_STORE_BYPASS, PR_SPEC_INDIRECT_BRANCH] {
-        // SAFETY: numbers only.
-        let set = unsafe {
-            nestbox_sys::syscall!(
-                libc::SYS_prctl,
-                PR_SET_SPECULATION_CTRL,
-                feature,
-                PR_SPEC_FORCE_DISABLE,
-                0,
-                0
-            )
-        };
-        match set {
+/// to switch off. Shortly before the exec, since from then on the kernel has the processor forget its branches (IBPB) with each
+/// switch to another memory: 6 µs each, of which a parked process would cost its launch two.
+fn forbid_speculation() -> Result<(), Fault<'static>> {
+    for feature in Feature::ALL {
+        match feature.forbid() {
             Ok(_) | Err(Errno::ENODEV | Errno::ENXIO | Errno::EINVAL) => {}
             // Restricted already, or nothing that a program may decide.
-            Err(Errno::EPERM) if !could_be_restricted(feature) => {}
+            Err(Errno::EPERM) if !feature.could_be_forbidden() => {}
             Err(errno) => return Err(Fault::new(Step::SetNoNewPrivs, errno, "prctl", b"speculation")),
         }
     }
     Ok(())
-}
-
-/// Whether the kernel leaves this to programs, and this one has not been restricted.
-fn could_be_restricted(feature: usize) -> bool {
-    let state = prctl(PR_GET_SPECULATION_CTRL, feature).unwrap_or(PR_SPEC_PRCTL);
-    state & PR_SPEC_PRCTL != 0 && state & (PR_SPEC_DISABLE | PR_SPEC_FORCE_DISABLE) == 0
 }
 
 /// A core of its own: with a cookie that only the nest's processes have, which inherit it, the kernel runs nobody else's

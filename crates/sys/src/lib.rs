@@ -12,5 +12,6 @@ pub mod process;
 pub mod raw;
 pub mod rseq;
 pub mod socket;
+pub mod speculation;
 
 pub use nix::errno::Errno;
