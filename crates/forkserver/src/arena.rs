@@ -11,7 +11,10 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use nestbox_sys::Errno;
 
 #[global_allocator]
 static ARENA: Arena = Arena::new();
@@ -22,6 +25,29 @@ const ROOM: usize = 16 * 1024;
 /// From now on what fits comes from the arena. Called by a template that is about to serve.
 pub(crate) fn open() {
     ARENA.open.store(true, Relaxed);
+}
+
+/// The kernel gets back what the system's allocator has of what was freed: a clone would copy its page tables. Called by a
+/// template that has been built.
+pub(crate) fn give_back() {
+    // SAFETY: takes a number.
+    #[cfg(target_env = "gnu")]
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
+/// So much memory that is not there in whoever is cloned from this process: to write to it after a clone copies nothing.
+pub(crate) fn unshared(length: usize) -> Result<&'static mut [MaybeUninit<u8>], Errno> {
+    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a mapping of its own, wherever there is room.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), length, access, kind, -1, 0) };
+    if start == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // Where that is refused it is copied.
+    // SAFETY: that mapping.
+    let _ = unsafe { libc::madvise(start, length, libc::MADV_DONTFORK) };
+    // SAFETY: just mapped, for good, and nobody else knows it.
+    Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), length) })
 }
 
 /// Its state comes first, and so is on the page that is written to anyway.

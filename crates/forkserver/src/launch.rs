@@ -285,11 +285,16 @@ pub(crate) fn processors() -> u64 {
     *COUNT
 }
 
-/// Size of the launch child's stack: its frames are small and hold no buffers.
-const STACK: usize = 64 * 1024;
+/// A page of the launch child's stack.
+#[repr(C, align(4096))]
+struct Page([u8; 4096]);
 
-/// Allocates the launch child's stack, once per process that launches; returns its high end.
+/// How many it has: its frames are small and hold no buffers.
+const STACK: usize = 16;
+
+/// Allocates the launch child's stack, once per process that launches; returns its high end, a page's, so that it gets by with as few
+/// pages as it can. Not zeroed: what was never touched is not there, and so not copied by the clone.
 pub(crate) fn allocate_stack() -> *mut c_void {
-    let stack = Box::leak(vec![0_u128; STACK / 16].into_boxed_slice());
+    let stack = Box::leak(Box::<[Page]>::new_uninit_slice(STACK));
     stack.as_mut_ptr_range().end.cast()
 }

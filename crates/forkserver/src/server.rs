@@ -40,22 +40,29 @@ pub(crate) fn run() -> ! {
     }
     // Who has to know it later, in a copy of this memory, may not look it up.
     launch::processors();
-    let mut buffer = vec![0; frame::PACKET_MAX];
     loop {
-        let mut fds = Vec::new();
-        let bytes = match packet::receive(control.as_fd(), &mut buffer, &mut fds, 0) {
-            Ok(packet) if packet.bytes.is_empty() => crate::exit(0),
-            Ok(packet) => packet.bytes,
-            // The packet is gone, its fds are closed: the host sees the end of the socket it sent along.
-            Err(_) => continue,
-        };
-        match packet::read_message::<ServerRequest>(bytes, &mut fds) {
-            Ok(request) => serve(server, &request, fds),
-            Err(error) => {
-                if let Some(socket) = fds.first() {
-                    report::request_failed(socket.as_fd(), &report::unreadable(error.errno()));
-                }
+        if let Some((request, fds)) = receive(control.as_fd()) {
+            serve(server, request, fds);
+        }
+    }
+}
+
+/// The next request that can be read. What it was received in is freed by then: a child would carry it along.
+fn receive(control: BorrowedFd<'_>) -> Option<(ServerRequest, Vec<OwnedFd>)> {
+    let mut buffer = vec![0; frame::PACKET_MAX];
+    let mut fds = Vec::new();
+    // Where it fails the packet is gone, its fds are closed: the host sees the end of the socket it sent along.
+    let packet = packet::receive(control, &mut buffer, &mut fds, 0).ok()?;
+    if packet.bytes.is_empty() {
+        crate::exit(0);
+    }
+    match packet::read_message(packet.bytes, &mut fds) {
+        Ok(request) => Some((request, fds)),
+        Err(error) => {
+            if let Some(socket) = fds.first() {
+                report::request_failed(socket.as_fd(), &report::unreadable(error.errno()));
             }
+            None
         }
     }
 }
@@ -88,8 +95,9 @@ fn start() -> Result<Server, Fault<'static>> {
 }
 
 /// Forks the child that serves one request.
-fn serve(server: Server, request: &ServerRequest, fds: Vec<OwnedFd>) {
+fn serve(server: Server, request: ServerRequest, fds: Vec<OwnedFd>) {
     let Some(socket) = fds.first() else { return };
+    let asked = Asked::of(&request);
     // SAFETY: single-threaded; no CLONE_VM.
     match unsafe { process::fork_with(0) } {
         Ok(Some(_)) => {}
@@ -101,26 +109,46 @@ fn serve(server: Server, request: &ServerRequest, fds: Vec<OwnedFd>) {
         }
         Err(errno) => {
             let fault = Fault::new(Step::CloneInit, errno, "clone3", b"a child of the fork server");
-            fail(socket.as_fd(), request, &fault);
+            asked.fail(socket.as_fd(), &fault);
         }
     }
 }
 
-/// A launch is told in a `LaunchEvent`, everything else in a `Ready`.
-fn fail(socket: BorrowedFd<'_>, request: &ServerRequest, fault: &Fault<'_>) {
-    let launch =
-        matches!(&request.kind, Some(server_request::Kind::Fork(fork)) if fork.mode() != Mode::Initialize);
-    if launch { report::launch_failed(socket, fault) } else { report::request_failed(socket, fault) }
+/// What was asked for, as far as it decides in which message a failure is told.
+#[derive(Clone, Copy)]
+enum Asked {
+    /// In a `LaunchEvent`.
+    Launch,
+    /// In a `Ready`.
+    Else,
 }
 
-fn child(server: Server, request: &ServerRequest, fds: Vec<OwnedFd>) -> ! {
+impl Asked {
+    fn of(request: &ServerRequest) -> Self {
+        match &request.kind {
+            Some(server_request::Kind::Fork(fork)) if fork.mode() != Mode::Initialize => Self::Launch,
+            _ => Self::Else,
+        }
+    }
+
+    fn fail(self, socket: BorrowedFd<'_>, fault: &Fault<'_>) {
+        match self {
+            Self::Launch => report::launch_failed(socket, fault),
+            Self::Else => report::request_failed(socket, fault),
+        }
+    }
+}
+
+fn child(server: Server, mut request: ServerRequest, fds: Vec<OwnedFd>) -> ! {
     let Some(socket) = fds.first().and_then(|fd| fd.try_clone().ok()) else { crate::exit(1) };
+    let asked = Asked::of(&request);
     if let Err(fault) = boot::die_with_parent(server.pid).at(Step::ReceiveRequest, "prctl", b"") {
-        fail(socket.as_fd(), request, &fault);
+        asked.fail(socket.as_fd(), &fault);
         crate::exit(1);
     }
-    let Err(fault) = match &request.kind {
-        Some(server_request::Kind::Template(wanted)) => template::create(server, wanted, fds),
+    let Err(fault) = match &mut request.kind {
+        // It keeps of it what its launches need, and no more.
+        Some(server_request::Kind::Template(wanted)) => template::create(server, std::mem::take(wanted), fds),
         Some(server_request::Kind::Fork(fork)) => match (fork.mode(), fork.initialization_type()) {
             (Mode::Initialize, InitializationType::InitialNamespaces) => initial::create(server, fds),
             (Mode::Initialize, InitializationType::NetworkNamespaces) => network::keep(server, fds),
@@ -131,7 +159,7 @@ fn child(server: Server, request: &ServerRequest, fds: Vec<OwnedFd>) -> ! {
         },
         None => Err(refused("unknown request")),
     };
-    fail(socket.as_fd(), request, &fault);
+    asked.fail(socket.as_fd(), &fault);
     crate::exit(1);
 }
 

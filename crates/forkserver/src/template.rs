@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nestbox_protocol::{Launch, Plan, Ready, Step, TemplateReady, TemplateRequest, frame, ready};
@@ -44,11 +45,12 @@ const NEST_FLAGS: u64 = (libc::CLONE_NEWNS
 /// Forks the template as a child of the fork server; fds: [socket, user namespace, mount namespace].
 pub(crate) fn create(
     server: Server,
-    request: &TemplateRequest,
+    request: TemplateRequest,
     fds: Vec<OwnedFd>,
-) -> Result<Infallible, Fault<'_>> {
+) -> Result<Infallible, Fault<'static>> {
     let [socket, user, mnt] = <[OwnedFd; 3]>::try_from(fds).map_err(|_| surplus_fds())?;
-    let plan = request.plan.as_ref().ok_or_else(surplus_fds)?;
+    let plan = request.plan.ok_or_else(surplus_fds)?;
+    let outer = (request.outer_uid, request.outer_gid);
     initial::join(user.as_fd(), Some(mnt.as_fd()))?;
     drop((user, mnt));
     if server.privileged {
@@ -57,7 +59,7 @@ pub(crate) fn create(
     let flags = (libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64;
     match fork_sibling(server, flags, Step::ForkTemplate)? {
         Sibling::Parent => crate::exit(0),
-        Sibling::Child => run(server, request, plan, socket),
+        Sibling::Child => run(server, outer, plan, socket),
     }
 }
 
@@ -98,21 +100,66 @@ pub(crate) fn fork_sibling(server: Server, flags: u64, step: Step) -> Result<Sib
     }
 }
 
-fn run<'a>(
+fn run(
     server: Server,
-    request: &'a TemplateRequest,
-    plan: &'a Plan,
+    outer: (u32, u32),
+    mut plan: Plan,
     socket: OwnedFd,
-) -> Result<Infallible, Fault<'a>> {
+) -> Result<Infallible, Fault<'static>> {
     let _ = process::prctl(libc::PR_SET_NAME, c"nestbox-templat".as_ptr() as usize);
-    let ids = Ids {
-        inside_uid: plan.uid,
-        inside_gid: plan.gid,
-        privileged: server.privileged,
-        outer_uid: if server.privileged { request.outer_uid } else { 0 },
-        outer_gid: if server.privileged { request.outer_gid } else { 0 },
+    let (outer_uid, outer_gid) = if server.privileged { outer } else { (0, 0) };
+    let (inside_uid, inside_gid) = (plan.uid, plan.gid);
+    let ids = Ids { inside_uid, inside_gid, privileged: server.privileged, outer_uid, outer_gid };
+    let Made { proc, nest, rules, ready } = match make(&plan, ids) {
+        Ok(made) => made,
+        Err(fault) => {
+            report::request_failed(socket.as_fd(), &fault);
+            crate::exit(1);
+        }
     };
-    let mapping = IdMapping { available: server.privileged, uid: ids.outer_uid, gid: ids.outer_gid };
+    // Carried out. Each launch copies what it finds in this memory, page by page: the less, the better.
+    plan.template_mounts = Vec::new();
+    plan.nest_mounts = Vec::new();
+    arena::give_back();
+    let stack = launch::allocate_stack();
+    let buffer = arena::unshared(frame::PACKET_MAX).at(Step::ForkTemplate, "mmap", b"")?;
+    parked::reserve_memory();
+    // From here on what is called by the C library and not by us has to be what any filter to be inherited lets pass.
+    raw::carry(plan.launch_cookie);
+    if plan.filter_inherited {
+        // Not in each launch: to install it and to free it takes the kernel 200 µs.
+        process::install_filter(&plan.filter).at(Step::InstallFilter, "seccomp", b"template")?;
+    }
+    let (socket, counted) = settle(socket, proc)?;
+    let answer = Ready { kind: Some(ready::Kind::Template(ready)) };
+    packet::send_message(socket.as_fd(), &answer, &[], 0)
+        .map_err(|error| Fault::new(Step::ForkTemplate, error.errno(), "sendmsg", b""))?;
+    let template = Template {
+        nest,
+        ids,
+        rules,
+        counted,
+        guard: guard::program(plan.filter_listens, &[]),
+        reads: memory::may_read(&plan.filter),
+        stack,
+        room: init::room(),
+        record: notify::room(plan.filter_listens),
+        plan,
+    };
+    template.serve(socket.as_fd(), buffer)
+}
+
+/// What becomes of a plan.
+struct Made {
+    proc: OwnedFd,
+    nest: NestPlan,
+    rules: Option<Rules>,
+    ready: TemplateReady,
+}
+
+/// Builds the tree, and makes what each launch is going to need of the plan.
+fn make(plan: &Plan, ids: Ids) -> Result<Made, Fault<'_>> {
+    let mapping = IdMapping { available: ids.privileged, uid: ids.outer_uid, gid: ids.outer_gid };
     let built = tree::build(plan, mapping, Origin::Initial)?;
     process::prctl(libc::PR_SET_NO_NEW_PRIVS, 1).at(Step::SetNoNewPrivs, "prctl", b"")?;
     let rules = match landlock::probe() {
@@ -121,36 +168,12 @@ fn run<'a>(
         Err(fault) if landlock::is_absent(fault.errno) && !plan.require_landlock => None,
         Err(fault) => return Err(fault),
     };
-    let nest = NestPlan::new(plan)?;
-    parked::reserve_memory();
     let ready = TemplateReady {
         mounts: plan.template_mounts.len() as u32,
         not_id_mapped: built.not_id_mapped,
         landlock: rules.as_ref().map(|rules| rules.support.told()),
     };
-    // From here on what is called by the C library and not by us has to be what any filter to be inherited lets pass.
-    raw::carry(plan.launch_cookie);
-    if plan.filter_inherited {
-        // Not in each launch: to install it and to free it takes the kernel 200 µs.
-        process::install_filter(&plan.filter).at(Step::InstallFilter, "seccomp", b"template")?;
-    }
-    let (socket, counted) = settle(socket, built.proc)?;
-    let answer = Ready { kind: Some(ready::Kind::Template(ready)) };
-    packet::send_message(socket.as_fd(), &answer, &[], 0)
-        .map_err(|error| Fault::new(Step::ForkTemplate, error.errno(), "sendmsg", b""))?;
-    let template = Template {
-        plan,
-        nest,
-        ids,
-        rules,
-        counted,
-        guard: guard::program(plan.filter_listens, &[]),
-        reads: memory::may_read(&plan.filter),
-        stack: launch::allocate_stack(),
-        room: init::room(),
-        record: notify::room(plan.filter_listens),
-    };
-    template.serve(socket.as_fd())
+    Ok(Made { proc: built.proc, nest: NestPlan::new(plan)?, rules, ready })
 }
 
 /// Puts the socket, proc and loadavg where every nest expects them, and closes everything else. Tells whether there is a
@@ -182,8 +205,9 @@ fn settle(socket: OwnedFd, proc: OwnedFd) -> Result<(OwnedFd, bool), Fault<'stat
     Ok((unsafe { OwnedFd::from_raw_fd(CONTROL_FD) }, loadavg.is_some()))
 }
 
-struct Template<'a> {
-    plan: &'a Plan,
+struct Template {
+    /// Without its mounts.
+    plan: Plan,
     nest: NestPlan,
     ids: Ids,
     /// What Landlock adds, where the kernel has it.
@@ -202,14 +226,13 @@ struct Template<'a> {
     record: Cell<Vec<u8>>,
 }
 
-impl Template<'_> {
-    fn serve(&self, socket: BorrowedFd<'_>) -> ! {
-        let mut buffer = vec![0; frame::PACKET_MAX];
-        let mut fds = Vec::with_capacity(8);
+impl Template {
+    /// Nothing of the `buffer` is there in an init: what is decoded from it is copied.
+    fn serve(&self, socket: BorrowedFd<'_>, buffer: &mut [MaybeUninit<u8>]) -> ! {
         arena::open();
         loop {
-            fds.clear();
-            let bytes = match packet::receive(socket, &mut buffer, &mut fds, 0) {
+            let mut fds = Vec::new();
+            let bytes = match packet::receive_into(socket, buffer, &mut fds, 0) {
                 Ok(packet) if packet.bytes.is_empty() => crate::exit(0),
                 Ok(packet) => packet.bytes,
                 Err(_) => continue,

@@ -148,6 +148,18 @@ pub fn receive<'a>(
     fds: &mut Vec<OwnedFd>,
     flags: i32,
 ) -> Result<Packet<'a>, Errno> {
+    let room = std::ptr::from_mut(buffer) as *mut [MaybeUninit<u8>];
+    // SAFETY: the same bytes, borrowed for as long, and none is made uninitialized.
+    receive_into(socket, unsafe { &mut *room }, fds, flags)
+}
+
+/// [`receive`] into memory that nobody has written to yet, and of which the rest is not written to now.
+pub fn receive_into<'a>(
+    socket: BorrowedFd<'_>,
+    buffer: &'a mut [MaybeUninit<u8>],
+    fds: &mut Vec<OwnedFd>,
+    flags: i32,
+) -> Result<Packet<'a>, Errno> {
     let mut control = Control([MaybeUninit::uninit(); CONTROL]);
     let mut slice = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all-zero is a valid msghdr.
@@ -206,7 +218,9 @@ pub fn receive<'a>(
         let errno = if header.msg_flags & libc::MSG_TRUNC != 0 { Errno::EMSGSIZE } else { Errno::EMFILE };
         return Err(errno);
     }
-    Ok(Packet { bytes: &buffer[..length], credentials })
+    // SAFETY: the kernel wrote as many bytes from there on: the packet was not cut.
+    let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast(), length) };
+    Ok(Packet { bytes, credentials })
 }
 
 /// A message that can't be sent or read.
