@@ -3,7 +3,7 @@
 // take from a launch is none of its doing. Told by how often each of their threads has run, which /proc/PID/schedstat counts; who
 // they are says the benchmark (scenarios/processes.ts).
 
-import { openSync, readSync } from 'node:fs'
+import { closeSync, openSync, readSync } from 'node:fs'
 
 /** The last number of a line. No string is made: the garbage would be collected during some launch. */
 const last = (line, length) => {
@@ -35,11 +35,14 @@ export class Strangers {
   /** How often they have run so far, all together. Those that have ended count no more. */
   runs() {
     let runs = 0
-    for (const file of this.#files) {
+    for (let index = this.#files.length - 1; index >= 0; index -= 1) {
+      const file = this.#files[index]
       try {
         runs += last(this.#room, readSync(file, this.#room, 0, this.#room.length, 0))
       } catch {
-        // It has ended.
+        // It has ended. Asked again it would fail again, with an error for V8 to collect.
+        closeSync(file)
+        this.#files.splice(index, 1)
       }
     }
     return runs
