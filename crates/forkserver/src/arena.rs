@@ -6,7 +6,9 @@
 //! in one place, from their start again once all of it was freed. What does not fit there, or outlives its launch, costs no
 //! more than a page: the system's allocator takes over.
 //!
-//! Promises: an allocator as any other, whatever lives for how long; nothing but [`open`] makes a difference. For processes
+//! [`give_back`] and [`unshared`] are for what a template holds beside that: the less of it a clone finds, the less it copies.
+//!
+//! Promises: an allocator as any other, whatever lives for how long; nothing but [`open`] makes a difference to it. For processes
 //! with one thread, which all of ours are.
 
 use std::alloc::{GlobalAlloc, Layout, System};

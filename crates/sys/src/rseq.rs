@@ -3,7 +3,8 @@
 //! Who has joined has the kernel write the processor's number into its memory whenever it goes on after having slept. In a process
 //! that has just been forked that write copies a page, on both sides, and what it serves (sched_getcpu(3), per-processor data) none of
 //! ours uses: a launch took 40 µs of processor time longer with it (of 1,550, with 64 under way). Promises: it never fails;
-//! children inherit that it was left, programs join anew. Called once by the fork server.
+//! children inherit that it was left, programs join anew. Called once by the fork server,
+//! and by the floor of the benchmark, which is to copy no more.
 
 use crate::raw::SysResult;
 

@@ -6,6 +6,9 @@
 use crate::process::prctl;
 use crate::raw::SysResult;
 
+/// Off, and never on again.
+const PR_SPEC_FORCE_DISABLE: usize = 8;
+
 /// What is controlled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
@@ -23,7 +26,6 @@ impl Feature {
     /// `EINVAL`: there is no such control; `EPERM`: it is not up to programs, or forbidden already.
     pub fn forbid(self) -> SysResult {
         const PR_SET_SPECULATION_CTRL: usize = 53;
-        const PR_SPEC_FORCE_DISABLE: usize = 8;
         // SAFETY: numbers only.
         unsafe {
             crate::syscall!(
@@ -43,7 +45,6 @@ impl Feature {
         const PR_GET_SPECULATION_CTRL: i32 = 52;
         const PR_SPEC_PRCTL: usize = 1;
         const PR_SPEC_DISABLE: usize = 4;
-        const PR_SPEC_FORCE_DISABLE: usize = 8;
         let state = prctl(PR_GET_SPECULATION_CTRL, self as usize).unwrap_or(PR_SPEC_PRCTL);
         state & PR_SPEC_PRCTL != 0 && state & (PR_SPEC_DISABLE | PR_SPEC_FORCE_DISABLE) == 0
     }
