@@ -1,5 +1,6 @@
 // The three descriptors in all their forms, with run().
 
+import { execFileSync } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { connect, createServer, type Socket } from 'node:net'
@@ -162,6 +163,23 @@ test('64 MiB, whole', async (t) => {
     [stdout.length, stderr.length, stdoutBytes, stderrBytes],
     Array.from({ length: 4 }, () => 32 * MiB),
   )
+})
+
+test('much output, byte for byte, also where only its head or its tail is kept', async (t) => {
+  const numbers = ['1', '6000000']
+  const expected = execFileSync('seq', numbers, { maxBuffer: 64 * MiB })
+  const compare = async (limit: number, onOverflow: 'keep-head' | 'keep-tail'): Promise<void> => {
+    const sandbox = await Sandbox.create(policy('host-system').limits({ output: limit }))
+    const { stdout, stdoutBytes, status } = await sandbox.run('seq', numbers, { encoding: 'buffer', onOverflow })
+    const kept = onOverflow === 'keep-head' ? expected.subarray(0, limit) : expected.subarray(-limit)
+    t.deepEqual(
+      [status, stdoutBytes, kept.equals(stdout)],
+      ['exited', expected.length, true],
+      `${onOverflow} of ${limit}`,
+    )
+  }
+  const limits = [64 * MiB, 41 * MiB + 7, 3 * MiB + 1]
+  await Promise.all(limits.flatMap((limit) => [compare(limit, 'keep-head'), compare(limit, 'keep-tail')]))
 })
 
 test('a background process that holds the pipe does not hold the result', async (t) => {

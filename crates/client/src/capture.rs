@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use nestbox_sys::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 
+use crate::room;
+
 /// The size of one read: what a pipe holds after it was widened ([`WIDE_PIPE`]).
 pub(crate) const READ_SIZE: usize = 256 * 1024;
 
@@ -20,6 +22,9 @@ const WIDE_PIPE: i32 = 256 * 1024;
 
 /// How much a pipe holds at first.
 const NARROW_PIPE: usize = 64 * 1024;
+
+/// After so many reads that took all that a narrow pipe holds, there is much to come.
+const MUCH: u8 = 2;
 
 /// What to do with output past the limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,6 +71,7 @@ impl Kept {
     fn take(&mut self) -> Option<Vec<u8>> {
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.drain(..self.start);
+        room::fit(&mut bytes);
         self.captured.then_some(bytes)
     }
 }
@@ -169,12 +175,20 @@ impl Capture {
 
     /// One read; `Ok(0)` at the end.
     fn read(&mut self, stream: Stream, scratch: &mut [u8]) -> Result<usize, Errno> {
+        let most = self.limit.map(|limit| limit.saturating_sub(self.kept));
         let kept = &mut self.streams[stream as usize];
         let Some(pipe) = &kept.pipe else { return Ok(0) };
+        if kept.full_reads >= MUCH && most.is_none_or(|most| most >= READ_SIZE as u64) {
+            room::make_room(&mut kept.bytes, READ_SIZE, most);
+            let count = append(&mut kept.bytes, pipe.as_fd(), READ_SIZE)?;
+            kept.total += count as u64;
+            self.kept_more(stream, count);
+            return Ok(count);
+        }
         let count = nix::unistd::read(pipe, scratch)?;
         if count >= NARROW_PIPE {
             kept.full_reads = kept.full_reads.saturating_add(1);
-            if kept.full_reads == 2 {
+            if kept.full_reads == MUCH {
                 // EPERM past `pipe-user-pages-soft`: it stays as it is.
                 let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(WIDE_PIPE));
             }
@@ -184,22 +198,29 @@ impl Capture {
     }
 
     fn keep(&mut self, stream: Stream, data: &[u8]) {
-        let limit = self.limit.unwrap_or(u64::MAX);
+        let limit = self.limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
         let kept = &mut self.streams[stream as usize];
         kept.total += data.len() as u64;
+        let data = match self.on_overflow {
+            // The last `limit` bytes of one chunk are all that can survive it.
+            OnOverflow::KeepTail => &data[data.len().saturating_sub(limit)..],
+            OnOverflow::Kill | OnOverflow::KeepHead => {
+                &data[..limit.saturating_sub(self.kept as usize).min(data.len())]
+            }
+        };
+        kept.bytes.extend_from_slice(data);
+        self.kept_more(stream, data.len());
+    }
+
+    /// So many bytes were added to what is kept of a stream.
+    fn kept_more(&mut self, stream: Stream, count: usize) {
+        self.kept += count as u64;
         if self.on_overflow != OnOverflow::KeepTail {
-            let room = limit.saturating_sub(self.kept).min(data.len() as u64);
-            kept.bytes.extend_from_slice(&data[..room as usize]);
-            self.kept += room;
             return;
         }
-        // The last `limit` bytes of one chunk are all that can survive it.
-        let data = &data[data.len().saturating_sub(usize::try_from(limit).unwrap_or(usize::MAX))..];
-        kept.bytes.extend_from_slice(data);
-        self.kept += data.len() as u64;
         match self.runs.back_mut() {
-            Some((of, length)) if *of == stream => *length += data.len(),
-            _ => self.runs.push_back((stream, data.len())),
+            Some((of, length)) if *of == stream => *length += count,
+            _ => self.runs.push_back((stream, count)),
         }
         self.drop_excess();
     }
@@ -229,6 +250,18 @@ impl Capture {
             stderr: stderr.take(),
         }
     }
+}
+
+/// Reads at most `most` bytes, for which there is room, to the end of `bytes`.
+fn append(bytes: &mut Vec<u8>, pipe: BorrowedFd<'_>, most: usize) -> Result<usize, Errno> {
+    let room = &mut bytes.spare_capacity_mut()[..most];
+    // SAFETY: `room` may be written to for its length.
+    let read = unsafe { libc::read(pipe.as_raw_fd(), room.as_mut_ptr().cast(), room.len()) };
+    let count = Errno::result(read)? as usize;
+    let length = bytes.len() + count;
+    // SAFETY: there is room for `most` more, and the kernel has written `count` of them.
+    unsafe { bytes.set_len(length) };
+    Ok(count)
 }
 
 /// How many bytes are in a pipe.

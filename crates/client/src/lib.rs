@@ -34,6 +34,7 @@ mod numbered;
 mod outputs;
 mod policy;
 mod reactor;
+mod room;
 mod server;
 mod spawner;
 mod stdio;
