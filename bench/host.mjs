@@ -5,6 +5,7 @@
 // For the same reason every mode gets a host to itself, so that child_process never pays for the size of nestbox.
 
 import { performance } from 'node:perf_hooks'
+import { getHeapStatistics } from 'node:v8'
 
 import { openMode } from './modes.mjs'
 import { Strangers } from './strangers.mjs'
@@ -24,6 +25,8 @@ const launchTimed = async (size) => {
   return { us: mode.holdsClock === true ? answer : (performance.now() - start) * 1000 }
 }
 
+const heapUsed = () => getHeapStatistics().used_heap_size
+
 /**
  * The same, with the event loop watched. What the loop was busy with, from the call until the result, is all that the launch
  * did to it: an upper bound for its longest block. It is read around the launch, so what gets in between there (V8 that compiles
@@ -31,6 +34,7 @@ const launchTimed = async (size) => {
  * launch.
  */
 const launchWatched = async (size) => {
+  const heap = heapUsed()
   const switches = process.resourceUsage().involuntaryContextSwitches
   const before = performance.eventLoopUtilization()
   const start = performance.now()
@@ -44,6 +48,8 @@ const launchWatched = async (size) => {
     syncUs: (called - start) * 1000,
     busyUs: Math.min(active, end - start) * 1000,
     preempted: process.resourceUsage().involuntaryContextSwitches > switches ? 1 : 0,
+    // A launch adds to the heap, and nothing else takes from it. An observer would be told in the midst of the launch.
+    collected: heapUsed() < heap ? 1 : 0,
   }
 }
 
@@ -77,10 +83,13 @@ const rest = async (pause) => {
   await sleep(pause)
 }
 
+/** For how long timers are used before launches are watched, in milliseconds. */
+const RESTS = 2000
+
 /** Rests for so long, in thousands of short rests: what paces launches is not to be compiled during one of them. */
-const warmUpRests = async (ms) => {
+const warmUpRests = async () => {
   const start = performance.now()
-  while (performance.now() - start < ms) {
+  while (performance.now() - start < RESTS) {
     await Promise.all(Array.from({ length: 64 }, (_, index) => sleep(1 + (index % 8))))
   }
 }
@@ -90,19 +99,19 @@ const calls = {
     mode = await openMode(name, programs)
   },
 
-  /** Launches for so long without pauses, and rests for a third of that: V8 compiles what runs often, and gets in the way of it meanwhile. */
+  /** Launches for so long without pauses: V8 compiles what runs often, and gets in the way of it meanwhile. */
   async warmUp({ ms, size }) {
     // A mode that launches by itself has no V8.
     if (mode.turn !== undefined) return
     const start = performance.now()
     while (performance.now() - start < ms) await mode.launch(size)
-    await warmUpRests(ms / 3)
     await settle()
   },
 
-  /** Who the strangers are from now on: see ./strangers.mjs. */
+  /** Makes ready for launches that are watched; who the strangers are from now on: see ./strangers.mjs. */
   async watch({ paths }) {
     strangers = new Strangers(paths)
+    await warmUpRests()
   },
 
   /** Launches one after the other, with a pause before each. */

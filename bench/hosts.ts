@@ -13,6 +13,7 @@ export interface Sample {
   readonly busyUs?: number
   readonly preempted?: number
   readonly strangers?: number
+  readonly collected?: number
 }
 
 /** One mode's turn. */

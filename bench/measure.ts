@@ -156,7 +156,7 @@ export const toRecord = (
   { turn = settings.turn, pause = settings.pause }: TurnOptions = {},
   at?: number,
 ): SampleRecord => {
-  const column = (key: 'syncUs' | 'busyUs' | 'preempted' | 'strangers'): number[] =>
+  const column = (key: 'syncUs' | 'busyUs' | 'preempted' | 'strangers' | 'collected'): number[] =>
     rounded(samples.map((sample) => sample[key] ?? 0))
   const watched = samples[0]?.syncUs !== undefined
   return {
@@ -174,6 +174,7 @@ export const toRecord = (
           busyUs: column('busyUs'),
           preempted: column('preempted'),
           strangers: column('strangers'),
+          collected: column('collected'),
         }
       : undefined),
   }

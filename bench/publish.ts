@@ -56,7 +56,11 @@ what to look at.
 - The longest block of the event loop is that of launches during which nobody else can have had the host's processor. Whether
   somebody had is counted, not guessed: before and after each launch the host reads how often each thread of the machine has run that
   is neither its own, nor the fork server's, nor one of the kernel's for deferred work. On the machine of these numbers it is mostly
-  the kernel's memory monitor (\`kdamond\`), which runs for two to four milliseconds twice a second.
+  the kernel's memory monitor (\`kdamond\`), which runs for two to four milliseconds twice a second. V8's collections of garbage count:
+  what launches leave (some 4 KiB each) is part of it. They take half a millisecond to one and more, and how many there were, and the
+  longest block without them, is said beside.
+- What paces and watches launches is compiled before as well, by some thousand rests and as many launches as are counted. A block
+  is never taken for longer than its launch.
 - How long a violation takes is measured by the program: it reads CLOCK_MONOTONIC right before the forbidden call and passes that
   as an argument of it; the host reads the same clock when it hears of the violation.
 - Between turns it looks for 60 ms, with all hosts idle, whether anybody else uses the machine, and waits while they do, for five

@@ -36,6 +36,8 @@ export interface SampleRecord {
   readonly preempted?: readonly number[]
   /** 1 where a process ran meanwhile, or right before, that has nothing to do with the launch: see `strangers.mjs`. */
   readonly strangers?: readonly number[]
+  /** 1 where V8 collected garbage meanwhile. */
+  readonly collected?: readonly number[]
 }
 
 /** Launches a second with a fixed number of them in flight. */

@@ -73,13 +73,15 @@ const longestBlocks = ({ syncUs = [], busyUs = [] }: SampleRecord): number[] =>
 /**
  * The blocks of those launches during which nobody else can have had the host's processor, and of the others. Set aside is, whether
  * it was long or short, each during which the kernel took the processor from the host *and* a process ran that has nothing to do
- * with the launch. What the launch wakes, and what V8 and the kernel do for it, is its own.
+ * with the launch. What the launch wakes, and what V8 and the kernel do for it, is its own. `uncollected` are those of its own during
+ * which V8 collected no garbage; runs from before this was noted have none.
  */
-export const splitBlocks = (record: SampleRecord): { own: number[]; disturbed: number[] } => {
+export const splitBlocks = (record: SampleRecord): { own: number[]; uncollected: number[]; disturbed: number[] } => {
   const isDisturbed = (index: number): boolean => record.preempted?.[index] === 1 && record.strangers?.[index] === 1
   const blocks = longestBlocks(record)
   return {
     own: blocks.filter((_, index) => !isDisturbed(index)),
+    uncollected: blocks.filter((_, index) => !isDisturbed(index) && record.collected?.[index] === 0),
     disturbed: blocks.filter((_, index) => isDisturbed(index)),
   }
 }
@@ -93,13 +95,18 @@ const blockOutcome = (run: Run): Outcome => {
   const target = '≤ 1 ms'
   const grown = samplesOf(run, 'heap', 'nestbox', 1)
   if (grown === undefined) return { measure, target, measured: undefined, met: undefined }
-  const { own, disturbed } = splitBlocks(grown)
+  const { own, uncollected, disturbed } = splitBlocks(grown)
   const longest = Math.max(...own)
   const above = own.filter((us) => us > MILLISECOND).length
   const spawn = samplesOf(run, 'heap', 'spawn', 1)
   const beside = [
     `above 1 ms: ${above} of ${own.length}`,
     `p99: ${milliseconds(quantile(own, 0.99))}`,
+    ...(uncollected.length === 0
+      ? []
+      : [
+          `V8 collected garbage in ${own.length - uncollected.length}, without these: ${milliseconds(Math.max(...uncollected))}`,
+        ]),
     ...(disturbed.length === 0
       ? []
       : [`set aside as disturbed by others: ${disturbed.length}, up to ${milliseconds(Math.max(...disturbed))}`]),
