@@ -145,6 +145,11 @@ impl Capture {
         self.on_overflow == OnOverflow::Kill && self.over()
     }
 
+    /// Whether a stream has had more than a pipe holds: its program has waited, or would have, if nobody had read.
+    pub(crate) fn outgrew_a_pipe(&self) -> bool {
+        self.streams.iter().any(|kept| kept.total >= NARROW_PIPE as u64)
+    }
+
     fn over(&self) -> bool {
         self.limit.is_some_and(|limit| self.streams.iter().map(|kept| kept.total).sum::<u64>() > limit)
     }
@@ -405,6 +410,17 @@ mod tests {
         assert_eq!(result.stdout.as_deref(), Some(&b"ab"[..]));
         let (exact, _) = captured(Some(3), OnOverflow::Kill, &[(Stream::Stdout, b"abc")]);
         assert!(!exact.must_kill(), "the limit itself is allowed");
+    }
+
+    #[test]
+    fn what_a_pipe_does_not_hold_is_noticed() {
+        let mut capture = Capture::new(None, OnOverflow::Kill);
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            capture.keep(stream, &[b'x'; NARROW_PIPE - 1]);
+        }
+        assert!(!capture.outgrew_a_pipe());
+        capture.keep(Stream::Stderr, b"x");
+        assert!(capture.outgrew_a_pipe());
     }
 
     #[test]

@@ -176,6 +176,8 @@ pub struct Client {
     reader: Option<Reader>,
     /// Launches whose output is not watched yet, and when it is to be.
     unwatched: VecDeque<(u64, u64)>,
+    /// The captured launch that ended last has written more than a pipe holds.
+    much_output: bool,
     /// When the timer goes off.
     timer_due: Option<u64>,
     /// Tokens, template ids and bind ids: never used twice.
@@ -258,6 +260,7 @@ impl Client {
             symbolizing: Numbered::default(),
             reader: None,
             unwatched: VecDeque::new(),
+            much_output: false,
             timer_due: None,
             last_id: 0,
             events: Vec::new(),

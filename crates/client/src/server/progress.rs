@@ -22,7 +22,7 @@ use crate::templates::{self, Template};
 
 use super::{Client, Initial, gone, spawn_failure};
 
-/// How long output waits to be watched: longer than a short program takes, shorter than filling a pipe is worth noticing.
+/// How long output waits to be watched: longer than a short program takes.
 const WATCH_AFTER_NS: u64 = 3_000_000;
 
 impl Client {
@@ -265,11 +265,17 @@ impl Client {
 
     /// Has a launch's output watched in a while. A short program is over by then, and what it wrote is in the pipes, which
     /// are emptied at the end anyway: without this, the end of each of its streams would wake the host once more, at the
-    /// very moment at which its result is being made.
+    /// very moment at which its result is being made. A program that fills its pipe waits for that long, though; so where the
+    /// launch that ended last wrote so much, it is watched as soon as may be.
     pub(super) fn watch_output_later(&mut self, token: u64) {
-        let due = process::monotonic_ns() + WATCH_AFTER_NS;
-        self.unwatched.push_back((due, token));
-        self.set_timer(due);
+        let now = process::monotonic_ns();
+        if self.much_output {
+            self.unwatched.push_front((now, token));
+            self.set_timer(now);
+        } else {
+            self.unwatched.push_back((now + WATCH_AFTER_NS, token));
+            self.set_timer(now + WATCH_AFTER_NS);
+        }
     }
 
     /// Has the timer go off at `due` or before.
@@ -332,6 +338,7 @@ impl Client {
                 capture.finish_stream(stream, &mut self.scratch);
             }
             launch.overflowed |= capture.must_kill() && !launch.killed;
+            self.much_output = capture.outgrew_a_pipe();
         }
         let mut outputs = Vec::with_capacity(launch.outputs.len());
         let mut later = Vec::new();
