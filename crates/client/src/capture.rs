@@ -416,7 +416,7 @@ mod tests {
     fn what_a_pipe_does_not_hold_is_noticed() {
         let mut capture = Capture::new(None, OnOverflow::Kill);
         for stream in [Stream::Stdout, Stream::Stderr] {
-            capture.keep(stream, &[b'x'; NARROW_PIPE - 1]);
+            capture.keep(stream, &vec![b'x'; NARROW_PIPE - 1]);
         }
         assert!(!capture.outgrew_a_pipe());
         capture.keep(Stream::Stderr, b"x");

@@ -1,18 +1,16 @@
 //! Room in memory for a program's output, where there is much of it.
 //!
 //! What memory costs that nobody has used before is a third of what 64 MiB of captured output cost: 16,384 page faults, in the
-//! host's event loop. In huge pages they are 32, and the whole takes two thirds of the time. But to move huge pages elsewhere, as
-//! a vector does that grows, costs more than they saved (mremap(2) breaks up those that do not lie alike before and after); so room
-//! for all that may come is reserved at once. That takes addresses and no memory, until something is written there. Promises: there
-//! is room for the next read; what can't be reserved, or has no huge pages, is as right and only slower. Called by
-//! [`crate::capture`] before each read of a stream that keeps its pipe full, and when a stream has ended.
+//! host's event loop. In huge pages they are 32, and the whole takes two thirds of the time. Promises: there is room for the next
+//! read, and what is there is never copied to make it, once it is much; what can't be reserved, or has no huge pages, is as right
+//! and only slower. Called by [`crate::capture`] before each read of a stream that keeps its pipe full, and when a stream has
+//! ended.
 
-/// What is reserved at once at the most. What is longer is moved when it is.
-const MOST: u64 = 128 << 20;
+use nix::unistd::{SysconfVar, sysconf};
 
-/// Allocations that are larger than this have memory of their own, which goes back to the kernel with them
-/// (`DEFAULT_MMAP_THRESHOLD_MAX`, mallopt(3)). Smaller ones are cut from the heap, where others find what was done to the pages,
-/// and where pages are that somebody has used already.
+/// Allocations that are larger than this have memory of their own, which is moved without being copied, and goes back to the
+/// kernel with them (`DEFAULT_MMAP_THRESHOLD_MAX`, mallopt(3)). Smaller ones are cut from the heap, where others would find what
+/// was done to the pages, and where pages are that somebody has used already.
 const OWN_MEMORY: usize = 32 << 20;
 
 /// The size of a huge page on x86-64, and on arm64 with pages of 4 KiB.
@@ -23,9 +21,12 @@ pub(crate) fn make_room(bytes: &mut Vec<u8>, next: usize, most: Option<u64>) {
     if bytes.capacity() - bytes.len() >= next {
         return;
     }
-    let all = most.map_or(0, |most| most.min(MOST) as usize + next);
+    // As much again, and memory of its own at once, rather than in steps that are copied.
+    let wanted = bytes.len().max(OWN_MEMORY);
+    let wanted = most.map_or(wanted, |most| wanted.min(usize::try_from(most).unwrap_or(usize::MAX)));
     // Not for less than a huge page: a host that keeps many results would find a whole one in each.
-    if all > OWN_MEMORY && bytes.len() >= HUGE && bytes.try_reserve_exact(all).is_ok() {
+    let much = bytes.len() >= HUGE && bytes.len() + wanted > OWN_MEMORY;
+    if much && wanted >= next && bytes.try_reserve_exact(wanted).is_ok() {
         ask_for_huge_pages(bytes);
     } else {
         bytes.reserve(next);
@@ -39,14 +40,17 @@ pub(crate) fn fit(bytes: &mut Vec<u8>) {
     }
 }
 
-/// Has the unused part of what was reserved be huge pages, if the kernel gives them to who asks: madvise(2), `MADV_HUGEPAGE`.
+/// Has an allocation with memory of its own be huge pages, if the kernel gives them to who asks: madvise(2), `MADV_HUGEPAGE`.
+/// All of that memory, not only the pages that can become huge: mremap(2) refuses to move what was advised in part (it
+/// is several mappings then), and the allocator would copy it.
 fn ask_for_huge_pages(bytes: &mut Vec<u8>) {
-    let unused = bytes.spare_capacity_mut();
-    let skipped = unused.as_ptr().align_offset(HUGE);
-    let Some(whole) = unused.get_mut(skipped..) else { return };
-    let length = whole.len() / HUGE * HUGE;
-    // SAFETY: the range is ours, and nothing was written there; the advice changes no content.
-    let _ = unsafe { libc::madvise(whole.as_mut_ptr().cast(), length, libc::MADV_HUGEPAGE) };
+    let page = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size as usize);
+    let start = bytes.as_mut_ptr();
+    // The allocator's header lies before the first byte, in the same page.
+    let header = start.addr() % page;
+    let length = (header + bytes.capacity()).next_multiple_of(page);
+    // SAFETY: the pages are this allocation's alone, as it is larger than `OWN_MEMORY`; the advice changes no content.
+    let _ = unsafe { libc::madvise(start.wrapping_sub(header).cast(), length, libc::MADV_HUGEPAGE) };
 }
 
 #[cfg(test)]
@@ -55,37 +59,55 @@ mod tests {
 
     const READ: usize = 256 * 1024;
 
-    #[test]
-    fn what_has_a_limit_moves_no_more_once_it_is_much() {
-        let mut bytes = vec![7; HUGE];
-        make_room(&mut bytes, READ, Some(64 << 20));
-        let place = bytes.as_ptr();
-        for done in (0..64 << 20).step_by(READ) {
-            make_room(&mut bytes, READ, Some((64 << 20) - done));
-            bytes.resize(bytes.len() + READ, 1);
-        }
-        assert_eq!((bytes.as_ptr(), bytes.len()), (place, (64 << 20) + HUGE));
-        assert!(bytes[..HUGE].iter().all(|&byte| byte == 7));
-        bytes.truncate(HUGE + 1);
-        fit(&mut bytes);
-        assert_eq!(bytes.capacity(), HUGE + 1);
-        assert_eq!(bytes[HUGE - 1..], [7, 1]);
+    /// The mappings that an allocation lies in.
+    fn mappings(bytes: &[u8]) -> usize {
+        let range = bytes.as_ptr_range();
+        let (start, end) = (range.start.addr(), range.end.addr());
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("maps");
+        let number = |text: &str| usize::from_str_radix(text, 16).expect("an address");
+        let ranges = maps.lines().filter_map(|line| line.split_once(' ')?.0.split_once('-'));
+        ranges.filter(|(from, to)| number(from) < end && number(to) > start).count()
     }
 
     #[test]
-    fn little_is_reserved_where_little_came_or_may_come_or_nobody_knows() {
-        let cases = [(READ, Some(64 << 20)), (HUGE, Some(READ as u64)), (HUGE, Some(10 << 20)), (HUGE, None)];
+    fn much_grows_as_one_mapping_and_keeps_its_content() {
+        let mut bytes: Vec<u8> = (0..HUGE).map(|index| index as u8).collect();
+        let mut capacities = Vec::new();
+        for done in (0..160_u64 << 20).step_by(READ) {
+            make_room(&mut bytes, READ, Some((160 << 20) - done));
+            if capacities.last() != Some(&bytes.capacity()) {
+                capacities.push(bytes.capacity());
+                assert_eq!(mappings(&bytes), 1, "mremap(2) moves no more than one at once");
+            }
+            bytes.resize(bytes.len() + READ, 1);
+        }
+        assert_eq!(bytes.len(), (160 << 20) + HUGE);
+        assert!(capacities.len() <= 4, "{capacities:?}");
+        assert!(bytes[..HUGE].iter().enumerate().all(|(index, &byte)| byte == index as u8));
+        assert!(bytes[HUGE..].iter().all(|&byte| byte == 1));
+        bytes.truncate(HUGE + 1);
+        fit(&mut bytes);
+        assert_eq!(bytes.capacity(), HUGE + 1);
+        assert_eq!(bytes[HUGE - 1..], [255, 1]);
+    }
+
+    #[test]
+    fn a_limit_that_is_raised_finds_room() {
+        let mut bytes = vec![0; 40 << 20];
+        make_room(&mut bytes, READ, Some(READ as u64));
+        assert!(bytes.capacity() - bytes.len() >= READ);
+        bytes.resize(bytes.capacity(), 0);
+        make_room(&mut bytes, READ, Some(128 << 20));
+        assert!(bytes.capacity() >= 80 << 20, "{}", bytes.capacity());
+    }
+
+    #[test]
+    fn little_is_reserved_where_little_came_or_may_come() {
+        let cases = [(READ, Some(64 << 20)), (READ, None), (HUGE, Some(READ as u64)), (HUGE, Some(10 << 20))];
         for (length, most) in cases {
             let mut bytes = vec![0; length];
             make_room(&mut bytes, READ, most);
             assert!((length + READ..=4 * length).contains(&bytes.capacity()), "{}", bytes.capacity());
         }
-    }
-
-    #[test]
-    fn no_more_than_so_much_is_reserved_at_once() {
-        let mut bytes = vec![0; HUGE];
-        make_room(&mut bytes, READ, Some(1 << 50));
-        assert!(bytes.capacity() as u64 <= MOST + (HUGE + READ) as u64, "{}", bytes.capacity());
     }
 }
