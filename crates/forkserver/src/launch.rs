@@ -289,7 +289,8 @@ pub(crate) fn processors() -> u64 {
 #[repr(C, align(4096))]
 struct Page([u8; 4096]);
 
-/// How many it has: its frames are small and hold no buffers.
+/// How many it has: three times what is needed. The largest frames are those of a parked process, which hold the 18 KiB of what it
+/// is sent; nothing guards the end.
 const STACK: usize = 16;
 
 /// Allocates the launch child's stack, once per process that launches; returns its high end, a page's, so that it gets by with as few
