@@ -18,6 +18,7 @@ test('build() fills in every field', (t) => {
     unixSockets: 'none',
     syscalls: 'default',
     coreScheduling: false,
+    allowSpeculation: false,
     limits: {
       wallTime: 60_000,
       cpuTime: null,
@@ -107,6 +108,7 @@ for (const [name, set] of Object.entries({
   unixSockets: (from: PolicyBuilder) => from.unixSockets('allow'),
   rootWritable: (from: PolicyBuilder) => from.rootWritable(),
   coreScheduling: (from: PolicyBuilder) => from.coreScheduling(),
+  allowSpeculation: (from: PolicyBuilder) => from.allowSpeculation(),
 })) {
   test(`${name} twice`, broken, () => set(set(policy())), [name], /can be set only once/)
 }

@@ -204,6 +204,7 @@ test('a result has all fields, and is JSON', (t) => {
       landlock: { abi: 7, enforced: ['files', 'abstract-unix-sockets', 'signals'] },
       noNewPrivs: true,
       coreScheduling: false,
+      speculation: 'restricted',
       capabilities: 'none',
       limits: {
         wallTime: 2000,

@@ -185,6 +185,7 @@ export const policies = async (): Promise<void> => {
         .otherwise({ errno: 'EPERM' }),
     )
     .coreScheduling()
+    .allowSpeculation()
     .limits({ wallTime: Infinity, disk: '1GiB' })
     .require('landlock')
   const built: Policy = builder.build()

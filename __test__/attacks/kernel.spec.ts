@@ -3,7 +3,7 @@
 // One after the other is what these are about.
 /* oxlint-disable no-await-in-loop */
 
-import { chmodSync, readdirSync } from 'node:fs'
+import { chmodSync, readdirSync, readFileSync } from 'node:fs'
 
 import { policy, Sandbox } from '../../index.ts'
 import { isRoot, scratch } from '../helpers.ts'
@@ -175,9 +175,18 @@ attack('a policy without proc and dev leaves nothing to attack there', async (t)
 
 attack('speculation is restricted for good, where the processor lets a program be restricted', async (t) => {
   await using sandbox = await Sandbox.create(attackable())
-  const { stdout } = await sandbox.run('cat', ['/proc/self/status'])
-  const found = stdout.split('\n').filter((line) => line.startsWith('Speculation'))
+  const speculation = async (launcher: Sandbox): Promise<{ lines: string[]; said: string }> => {
+    const { stdout, isolation } = await launcher.run('cat', ['/proc/self/status'])
+    return { lines: stdout.split('\n').filter((line) => line.startsWith('Speculation')), said: isolation.speculation }
+  }
+  const { lines: found, said } = await speculation(sandbox)
   t.true(found.length > 0)
+  t.is(said, 'restricted')
+  // Where it was asked for it is as the host has it.
+  await using allowed = await Sandbox.create(policy('host-system').allowSpeculation())
+  const host = readFileSync('/proc/self/status', 'utf8')
+  const hosts = host.split('\n').filter((line) => line.startsWith('Speculation'))
+  t.deepEqual(await speculation(allowed), { lines: hosts, said: 'allowed' })
   // Neither open nor merely closed: `thread force mitigated`, `conditional force disabled`, or nothing to be done.
   for (const line of found) t.notRegex(line, /thread (?:vulnerable|mitigated)|conditional (?:enabled|disabled)/)
 })

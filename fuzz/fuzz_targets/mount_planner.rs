@@ -118,6 +118,7 @@ fn policy(system: bool, dev: bool, proc: bool, root_writable: bool, entries: &[E
         unix_sockets: UnixSockets::None,
         syscalls: Syscalls::Preset(Preset::Default),
         core_scheduling: false,
+        allow_speculation: false,
         limits: Limits::default(),
         require: Vec::new(),
     }

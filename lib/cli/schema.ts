@@ -26,6 +26,8 @@ const DESCRIPTIONS: { readonly [key: string]: string } = {
   unixSockets: "Whether the program may make unix sockets: 'none' or 'allow'.",
   syscalls: 'The system calls that the program may make: a preset by name, or rules.',
   coreScheduling: "Whether nobody else's threads may run on the same core at the same time.",
+  allowSpeculation:
+    'Whether speculative execution stays as the host has it. Otherwise it is restricted, which costs time.',
   limits: 'Bytes and milliseconds; null is no limit.',
   require: 'Protections without which a launch fails.',
 }

@@ -35,6 +35,7 @@ export interface LaunchContext {
   environment(over: Readonly<Record<string, string | undefined>> | undefined): Environment | undefined
   /** A launch that could not have it failed. */
   readonly coreScheduling: boolean
+  readonly speculation: 'restricted' | 'allowed'
   /** The nests that are kept for the launches to come. */
   readonly warmth: Warmth
   /** The programs that were started ahead. */
@@ -110,6 +111,7 @@ export const sandboxContext = (
     cwd: () => cwd,
     environment: (over) => (over === undefined ? environment : overlay(policy.env, over)),
     coreScheduling: policy.coreScheduling,
+    speculation: policy.allowSpeculation ? 'allowed' : 'restricted',
     warmth,
     prewarmer: undefined,
     onSyscall: supervision.onSyscall,
@@ -139,6 +141,7 @@ export const unsandboxedContext: LaunchContext = Object.freeze({
   prepared: () => undefined,
   limits: NO_LIMITS,
   coreScheduling: false,
+  speculation: 'allowed',
   mountPoints: new Set<string>(),
   cwd: () => process.cwd(),
   environment: (over: Readonly<Record<string, string | undefined>> | undefined) =>

@@ -318,7 +318,7 @@ const NOTHING_SKIPPED: readonly string[] = Object.freeze([])
 let lastIsolation: Isolation | undefined
 
 const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSON): Isolation => {
-  const { coreScheduling, isolated } = request.context
+  const { coreScheduling, speculation, isolated } = request.context
   const { namespaces, network, filter: syscalls, landlockAbi, landlockScopes, noNewPrivs, skipped } = ended
   const enforced = landlockAbi > 0 ? landlock(landlockAbi, landlockScopes) : undefined
   const capabilities = isolated ? 'none' : 'inherited'
@@ -334,6 +334,7 @@ const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSO
     known.landlock === enforced &&
     known.noNewPrivs === noNewPrivs &&
     known.coreScheduling === coreScheduling &&
+    known.speculation === speculation &&
     known.capabilities === capabilities &&
     known.limits === inForceNow
   ) {
@@ -346,6 +347,7 @@ const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSO
     ...(enforced !== undefined && { landlock: enforced }),
     noNewPrivs,
     coreScheduling,
+    speculation,
     capabilities,
     limits: inForceNow,
     skipped: skipped.length === 0 ? NOTHING_SKIPPED : skipped,

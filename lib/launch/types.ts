@@ -290,6 +290,11 @@ export interface Isolation {
   readonly noNewPrivs: boolean
   /** No thread of others ran on the same core at the same time. */
   readonly coreScheduling: boolean
+  /**
+   * `'restricted'`: no speculative store bypass and no indirect branch speculation, wherever the processor has a control for it.
+   * It costs some programs much of their time: see `PolicyBuilder.allowSpeculation`.
+   */
+  readonly speculation: 'restricted' | 'allowed'
   /** `'none'`: all five sets are empty. */
   readonly capabilities: 'none' | 'inherited'
   /** The limits in force: bytes and milliseconds. A limit that is not there is none. */
@@ -403,7 +408,10 @@ export interface Sandboxee<O extends LaunchOptions = {}> extends AsyncDisposable
   readonly stdio: readonly (Readable | Writable | Duplex | undefined)[]
   /** The host's end of fd 1023. */
   readonly comms: O extends { comms: true } ? Duplex : undefined
-  /** Settles as {@link Launcher.run} does. Never raises `unhandledRejection`. Does not wait for you to read the streams. */
+  /**
+   * Settles as {@link Launcher.run} does. Never raises `unhandledRejection`. Waits for the program, not for you; but a program
+   * whose pipe is full waits for whoever reads `stdout` or `stderr`, and with it the result. Ignore the streams that you don't read.
+   */
   readonly result: Promise<Result<O, Opt<O, 'buffer', false>>>
   /**
    * SIGKILL, the default, takes the whole nest; any other signal goes to the program.
@@ -433,7 +441,8 @@ export interface Sandboxee<O extends LaunchOptions = {}> extends AsyncDisposable
    */
   setLimits(limits: Limits): Promise<void>
   /**
-   * The output by lines, without their ends. Bounded: reads no further than you take. Call it again to go on after a
+   * The output by lines, without their ends. It ends with the output, also where a limit, a signal or an abort cut that short:
+   * `result` tells. Bounded: reads no further than you take. Call it again to go on after a
    * `break`.
    *
    * @throws `RequestError` if there is no such stream

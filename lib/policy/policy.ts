@@ -87,6 +87,7 @@ const defaults = (base: PolicyBase): PolicyJSON => ({
   unixSockets: 'none',
   syscalls: 'default',
   coreScheduling: false,
+  allowSpeculation: false,
   limits: DEFAULT_LIMITS,
   require: [],
 })
@@ -168,6 +169,7 @@ type Scalar =
   | 'unixSockets'
   | 'syscalls'
   | 'coreScheduling'
+  | 'allowSpeculation'
 
 class Builder implements PolicyBuilder {
   readonly #json: PolicyJSON
@@ -259,6 +261,10 @@ class Builder implements PolicyBuilder {
 
   coreScheduling(): PolicyBuilder {
     return this.#once('coreScheduling', true)
+  }
+
+  allowSpeculation(): PolicyBuilder {
+    return this.#once('allowSpeculation', true)
   }
 
   limits(limits: Limits): PolicyBuilder {

@@ -229,6 +229,7 @@ export const PolicyInputSchema = z.strictObject({
   unixSockets: UnixSocketsSchema.optional(),
   syscalls: SyscallsSchema.optional(),
   coreScheduling: z.boolean().optional(),
+  allowSpeculation: z.boolean().optional(),
   limits: LimitsJSONSchema.partial().optional(),
   require: z.array(RequirementSchema).optional(),
 })

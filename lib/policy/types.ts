@@ -225,6 +225,7 @@ export type PolicyJSON = {
   readonly unixSockets: UnixSockets
   readonly syscalls: Syscalls
   readonly coreScheduling: boolean
+  readonly allowSpeculation: boolean
   readonly limits: LimitsJSON
   readonly require: readonly Requirement[]
 }
@@ -315,6 +316,13 @@ export interface PolicyBuilder {
    * the kernel was built without it (`EINVAL`).
    */
   coreScheduling(): PolicyBuilder
+  /**
+   * Leaves speculative execution as the host has it. Otherwise the processor's speculative store bypass and indirect branch
+   * speculation are off in every process of the sandbox, for good (`PR_SET_SPECULATION_CTRL`, prctl(2)): programs that run code of
+   * others inside themselves leak less to it. That costs some programs much: of what an interpreter computes, from a few per cent to
+   * as much again, depending on the processor. For programs that hold nothing which their own code must not see.
+   */
+  allowSpeculation(): PolicyBuilder
   /** Sets limits, over the defaults; merged by key. A launch may only tighten them. */
   limits(limits: Limits): PolicyBuilder
   /**

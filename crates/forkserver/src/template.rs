@@ -290,7 +290,7 @@ impl Template {
                         pid_namespace: true,
                         sandboxed: true,
                         counted: self.counted,
-                        speculation: false,
+                        speculation: self.plan.allow_speculation,
                         core_scheduling: self.plan.core_scheduling,
                         park: request.park.then_some(Parking { network: self.plan.network() }),
                     },

@@ -40,6 +40,9 @@ pub struct Policy {
     /// Share a core with nobody else's threads.
     #[serde(default)]
     pub core_scheduling: bool,
+    /// Leave speculative execution as the host has it.
+    #[serde(default)]
+    pub allow_speculation: bool,
     /// Limits of each launch.
     pub limits: Limits,
     /// Protections without which launches fail.

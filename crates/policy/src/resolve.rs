@@ -186,6 +186,7 @@ impl Policy {
             no_proc: self.proc == Proc::None,
             launch_cookie: 0,
             core_scheduling: self.core_scheduling,
+            allow_speculation: self.allow_speculation,
             require_landlock: self.require.contains(&Requirement::Landlock),
         };
         let (hash, template_key) = (Hash::of_content(&plan), Hash::of_identity(&plan));
