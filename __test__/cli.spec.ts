@@ -83,6 +83,7 @@ const CODES: readonly [title: string, code: number, stderr: RegExp, ...args: str
   ['a time without a unit', EXIT.usage, /"5" is no time; write 500ms, 10s/, '--wall-time', '5', 'true'],
   ['nothing to run', EXIT.usage, /What is to be run\?/],
   ['a policy that makes no sense', EXIT.usage, /network/, '--network', 'much', 'true'],
+  ['flags of a bind with a colon', EXIT.usage, /flags are separated by commas/, '--bind', '.:rw:exec', 'true'],
   ['a bind source that is missing', EXIT.internal, /open-bind-source/, '--bind', '/nope/nope', 'true'],
   ['an output that is missing', EXIT.output, /brought out/, '--copy-out', '/tmp/none:/tmp/none', 'true'],
 ]

@@ -150,6 +150,7 @@ const VERDICTS = {
   'wrong-answer.cpp': 'WA',
   'time-limit.cpp': 'TLE',
   'memory-limit.cpp': 'MLE',
+  'memory-refused.cpp': 'MLE',
   'output-limit.cpp': 'OLE',
   'runtime-error.cpp': 'RE',
   'compile-error.cpp': 'CE',

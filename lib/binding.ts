@@ -38,8 +38,23 @@ const load = (): typeof Native => {
   }
   throw new UnsupportedPlatformError(
     `The native addon of nestbox could not be loaded on ${here}. Prebuilt ones exist for linux-x64 and linux-arm64, ` +
-      'glibc and musl; if this is one of them, check that optional dependencies were installed ' +
-      '(`npm ls` shows nestbox-linux-*), or build from source with `npm run build`.',
+      'glibc and musl; if this is one of them, reinstall with optional dependencies (`npm install --include=optional`; ' +
+      '`npm ls` then shows nestbox-linux-*). In a checkout of the repository, build it with `npm run build`. What was tried:\n' +
+      messagesOf(causes)
+        .map((message) => `- ${message}`)
+        .join('\n'),
     { cause: new AggregateError(causes, `None of ${names.join(', ')} could be loaded.`) },
   )
+}
+
+/** What the errors say, and those that caused them: the loader's own has each of its attempts there, one behind the other. */
+const messagesOf = (causes: readonly unknown[]): string[] => {
+  const messages = new Set<string>()
+  for (const cause of causes) {
+    for (let error = cause; error instanceof Error; error = error.cause) {
+      // The rest of a "Cannot find module" is the stack of requires.
+      messages.add(error.message.split('\n', 1)[0] ?? '')
+    }
+  }
+  return [...messages]
 }

@@ -84,6 +84,12 @@ const isSame = (one: string, other: string): boolean => {
 
 const cpuTime = ({ resourceUsage }: Result): number => resourceUsage.userCpuMs + resourceUsage.systemCpuMs
 
+/**
+ * The last words of a program whose one big allocation was refused: it never had the memory, so its peak does not tell. They
+ * may be made up, which gains no more than another verdict of failure.
+ */
+const OUT_OF_MEMORY = /\bstd::bad_alloc\b|^MemoryError\b/m
+
 const verdictOf = (result: Result, problem: Problem, expected: string): Verdict => {
   // By evidence, whatever the program died of: what asks for too much memory mostly dies of not getting it.
   if (result.resourceUsage.peakMemoryBytes > problem.memory) return 'MLE'
@@ -93,7 +99,7 @@ const verdictOf = (result: Result, problem: Problem, expected: string): Verdict 
   }
   // The kernel looks at the limit now and then; the account is exact.
   if (cpuTime(result) > problem.time) return 'TLE'
-  if (result.failed) return 'RE'
+  if (result.failed) return OUT_OF_MEMORY.test(result.stderr) ? 'MLE' : 'RE'
   return isSame(result.stdout, expected) ? 'AC' : 'WA'
 }
 
@@ -161,7 +167,7 @@ export class Judge implements AsyncDisposable {
         limits: {
           cpuTime: problem.time,
           wallTime: problem.time * PATIENCE,
-          // Twice what is allowed: so a program that takes too much is seen to, and does not just fail to get it.
+          // Twice what is allowed: so a program that takes more and more is seen to, and does not just fail to get it.
           addressSpacePerProcess: problem.memory * 2 + 16 * MIB,
         },
       })

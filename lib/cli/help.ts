@@ -74,6 +74,7 @@ ${list([
   ['--base NAME', "'host-system' (the default) or 'empty': nothing at all to begin with"],
   ['--policy FILE', 'a policy as JSON instead (- for stdin); the options here are laid over it'],
   ['--bind SRC[:PATH][:FLAGS]', 'show a host file or directory, read-only; flags: rw, exec, noexec, optional'],
+  ['', 'flags are separated by commas; what is writable is not executable without exec: .:rw,exec'],
   ['--tmpfs PATH[:SIZE]', 'a private, empty, writable directory'],
   ['--file HOSTFILE:PATH', 'a private copy of a host file, below a tmpfs such as /tmp'],
   ['--copy-out PATH:HOSTFILE', 'bring a file out afterwards; HOSTFILE must not exist'],
@@ -93,6 +94,7 @@ ${list([
   ['--user UID[:GID]', 'the ids that it sees as its own; default 1000'],
   ['--hostname NAME', "default 'nestbox'"],
   ['--core-scheduling', "keep everybody else's threads off its core while it runs; fails where that can't be had"],
+  ['--allow-speculation', 'leave speculative execution as the host has it, which is faster'],
   ['--require NAME', 'fail without this protection'],
   ['--learn FILE', 'run it with every call allowed, and write the policy that allows just what it did'],
 ])}
@@ -124,10 +126,10 @@ ${list([
   Programs may exit with these, too: --json tells them apart.
 
 ${heading('Examples')}
-  nestbox run --bind .:rw --cwd "$PWD" --wall-time 10s make test
+  nestbox run --bind .:rw,exec --cwd "$PWD" --wall-time 10s make test
   nestbox run --file main.c:/tmp/main.c --copy-out /tmp/main:./main gcc -o /tmp/main /tmp/main.c
   nestbox run --bind ./data:/data:rw --print-policy > policy.json
-  nestbox run --policy policy.json --json ./tool
+  nestbox run --policy policy.json --json ls -l /data
   nestbox run --learn sort.json sort -r < list.txt && nestbox run --policy sort.json sort -r < list.txt
 `
 

@@ -50,6 +50,7 @@ export const OPTIONS = {
   'unix-sockets': { type: 'string' },
   syscalls: { type: 'string' },
   'core-scheduling': { type: 'boolean' },
+  'allow-speculation': { type: 'boolean' },
   require: { type: 'string', multiple: true },
   ...Object.fromEntries(LIMIT_OPTIONS.map(({ option }) => [option, { type: 'string' as const }])),
   // This launch.
@@ -196,6 +197,7 @@ const policyOf = (values: Values): { [key: string]: unknown } => {
     unixSockets: textOf(values, 'unix-sockets'),
     syscalls: textOf(values, 'syscalls'),
     coreScheduling: values['core-scheduling'],
+    allowSpeculation: values['allow-speculation'],
   }
   const required = listOf(values, 'require')
   const mounts: unknown = written['mounts'] ?? []
@@ -253,8 +255,12 @@ const parseBind = (text: string): MountJSON => {
   const hasFlags = parts.length > 1 && last.every((word) => (BIND_FLAGS as readonly string[]).includes(word))
   const flags = hasFlags ? last : []
   const [source = '', inside, ...rest] = hasFlags ? parts.slice(0, -1) : parts
-  if (source === '' || rest.length > 0) {
-    throw new UsageError(`--bind: "${text}" is not SOURCE[:PATH][:FLAGS]; flags are ${BIND_FLAGS.join(', ')}.`)
+  // A PATH that is none is mostly flags: misspelt, or with a colon between them.
+  if (source === '' || rest.length > 0 || inside?.startsWith('/') === false) {
+    throw new UsageError(
+      `--bind: "${text}" is not SOURCE[:PATH][:FLAGS]; PATH is absolute, and flags are separated by commas, as in rw,exec: ` +
+        `${BIND_FLAGS.join(', ')}.`,
+    )
   }
   const writable = flags.includes('rw')
   const exec = flags.includes('exec') || (!writable && !flags.includes('noexec'))
