@@ -57,8 +57,9 @@ what to look at.
   somebody had is counted, not guessed: before and after each launch the host reads how often each thread of the machine has run that
   is neither its own, nor the fork server's, nor one of the kernel's for deferred work. On the machine of these numbers it is mostly
   the kernel's memory monitor (\`kdamond\`), which runs for two to four milliseconds twice a second. V8's collections of garbage count:
-  what launches leave (some 4 KiB each) is part of it. They take half a millisecond to one and more, and how many there were, and the
-  longest block without them, is said beside.
+  what launches leave (some 4 KiB each) is part of it. One takes half a millisecond to more than one, so a run in which some fall into
+  counted launches may miss the target by them, and more than one in three does. How many there were, and the longest block without
+  them, is said beside.
 - What paces and watches launches is compiled before as well, by some thousand rests and as many launches as are counted. A block
   is never taken for longer than its launch.
 - How long a violation takes is measured by the program: it reads CLOCK_MONOTONIC right before the forbidden call and passes that

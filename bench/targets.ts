@@ -90,6 +90,14 @@ export const MILLISECOND = 1000
 
 const milliseconds = (us: number): string => `${(us / MILLISECOND).toFixed(2)} ms`
 
+/** In how many V8 collected garbage, and what is the longest without them; nothing of a run that did not note it. */
+const collections = (own: readonly number[], uncollected: readonly number[]): string[] => {
+  if (uncollected.length === 0) return []
+  const count = own.length - uncollected.length
+  const without = count === 0 ? '' : `, without these: ${milliseconds(Math.max(...uncollected))}`
+  return [`with a collection of V8's garbage: ${count}${without}`]
+}
+
 const blockOutcome = (run: Run): Outcome => {
   const measure = 'longest block of the event loop by a launch, host at 1 GiB'
   const target = '≤ 1 ms'
@@ -102,11 +110,7 @@ const blockOutcome = (run: Run): Outcome => {
   const beside = [
     `above 1 ms: ${above} of ${own.length}`,
     `p99: ${milliseconds(quantile(own, 0.99))}`,
-    ...(uncollected.length === 0
-      ? []
-      : [
-          `V8 collected garbage in ${own.length - uncollected.length}, without these: ${milliseconds(Math.max(...uncollected))}`,
-        ]),
+    ...collections(own, uncollected),
     ...(disturbed.length === 0
       ? []
       : [`set aside as disturbed by others: ${disturbed.length}, up to ${milliseconds(Math.max(...disturbed))}`]),
