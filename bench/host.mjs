@@ -19,13 +19,13 @@ const BALLAST = 64 * 1024
 
 const sleep = (ms) => new Promise((resolve) => void setTimeout(resolve, ms))
 
+const heapUsed = () => getHeapStatistics().used_heap_size
+
 const launchTimed = async (size) => {
   const start = performance.now()
   const answer = await mode.launch(size)
   return { us: mode.holdsClock === true ? answer : (performance.now() - start) * 1000 }
 }
-
-const heapUsed = () => getHeapStatistics().used_heap_size
 
 /**
  * The same, with the event loop watched. What the loop was busy with, from the call until the result, is all that the launch

@@ -6,6 +6,7 @@ import { nativePolicy } from '../policy/policy.ts'
 import type { LimitsJSON, Policy } from '../policy/types.ts'
 import type { SyscallHandler } from '../supervision/types.ts'
 import type { Prewarmer } from './prewarm.ts'
+import type { Isolation } from './types.ts'
 
 /** An environment as the core takes it, and the `PATH` in it. */
 export interface Environment {
@@ -35,7 +36,7 @@ export interface LaunchContext {
   environment(over: Readonly<Record<string, string | undefined>> | undefined): Environment | undefined
   /** A launch that could not have it failed. */
   readonly coreScheduling: boolean
-  readonly speculation: 'restricted' | 'allowed'
+  readonly speculation: Isolation['speculation']
   /** The nests that are kept for the launches to come. */
   readonly warmth: Warmth
   /** The programs that were started ahead. */

@@ -442,8 +442,7 @@ export interface Sandboxee<O extends LaunchOptions = {}> extends AsyncDisposable
   setLimits(limits: Limits): Promise<void>
   /**
    * The output by lines, without their ends. It ends with the output, also where a limit, a signal or an abort cut that short:
-   * `result` tells. Bounded: reads no further than you take. Call it again to go on after a
-   * `break`.
+   * `result` tells. Bounded: reads no further than you take. Call it again to go on after a `break`.
    *
    * @throws `RequestError` if there is no such stream
    */

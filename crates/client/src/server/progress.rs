@@ -268,14 +268,11 @@ impl Client {
     /// very moment at which its result is being made. A program that fills its pipe waits for that long, though; so where the
     /// launch that ended last wrote so much, it is watched as soon as may be.
     pub(super) fn watch_output_later(&mut self, token: u64) {
-        let now = process::monotonic_ns();
-        if self.much_output {
-            self.unwatched.push_front((now, token));
-            self.set_timer(now);
-        } else {
-            self.unwatched.push_back((now + WATCH_AFTER_NS, token));
-            self.set_timer(now + WATCH_AFTER_NS);
-        }
+        let due = process::monotonic_ns() + if self.much_output { 0 } else { WATCH_AFTER_NS };
+        // The first of them is due first.
+        let place = self.unwatched.partition_point(|&(other, _)| other <= due);
+        self.unwatched.insert(place, (due, token));
+        self.set_timer(due);
     }
 
     /// Has the timer go off at `due` or before.
