@@ -152,6 +152,8 @@ fn start<'a>(
     let Started { pid, exec_ns, launch, outcome, listener } = child;
     let (Outcome::Executed, Some(launch)) = (outcome, launch) else { return Ok(None) };
     marks.add_at(Step::Exec, exec_ns);
+    // Before the host is told: a signal that it sends then finds the program as it stays. Here it is let go and stopped in between.
+    let tracer = if launch.crash_report { Tracer::attach(pid, nest.reads)? } else { None };
     // A parked one's pid is known to the host.
     let unreported = if launch.report_start {
         report::started(socket, pid, nest.pid_namespace);
@@ -171,7 +173,6 @@ fn start<'a>(
         Box::new(Supervisor::new(listener, launch.supervision, proc, nest.reads, nest.record.take()))
     };
     let supervisor = listener.map(supervise);
-    let tracer = if launch.crash_report { Tracer::attach(pid, nest.reads)? } else { None };
     let capable = nest.guard.is_some();
     let changes = Changes::new(nest.pid_namespace && tracer.is_none());
     Ok(Some(Running {
