@@ -10,7 +10,7 @@ const TABLE = path.join(root, '__test__', 'attacks', 'README.md')
 
 /** The lines that ava prints for a test: its mark, its title, and how long it took. */
 const RESULT =
-  /^\s*(?<mark>[✔✘-]) (?:\[(?:fail|skip)\]: )?(?<title>.+?)(?: \((?:\d+m )?[\d.]+m?s\))?(?: Rejected promise.*| Error thrown.*)?$/
+  /^\s*(?<mark>[✔✘-]) (?:\[(?:fail|skip)\]: )?(?<title>.+?)(?: \((?:\d+m|(?:\d+m )?[\d.]+m?s)\))?(?: Rejected promise.*| Error thrown.*)?$/
 
 /**
  * The rows of the table. `table.spec.ts` checks them, by this same reading of them.

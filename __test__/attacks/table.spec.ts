@@ -50,7 +50,7 @@ test('every test of this directory is in a row', (t) => {
 })
 
 test('what a run printed is told row by row: a row is held if all of its tests passed', (t) => {
-  const times = ['', ' (45ms)', ' (1.2s)', ' (1m 17.1s)']
+  const times = ['', ' (45ms)', ' (1.2s)', ' (1m)', ' (1m 17.1s)']
   const print = (mark: string, title: string): string =>
     `  ${mark} attacks › some › ${title.replaceAll(/\$\{\w+\}/g, 'x')}${times[title.length % times.length]}`
   const table = attackTable as (text: string) => readonly string[]
