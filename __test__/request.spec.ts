@@ -440,13 +440,108 @@ test('a launch like the one before has the same request, and no other has', (t) 
   t.is(again('run', args).message.warmIdle, undefined)
 })
 
+test('objects and arrays among the options are part of what is alike, and looked at each time', (t) => {
+  const context = sandboxContext(base.build())
+  const options = {
+    stdio: ['ignore', 'pipe', 'ignore'] as ('ignore' | 'pipe')[],
+    env: { A: 'b', C: undefined as string | undefined },
+    limits: { processes: 3, wallTime: 500 },
+  }
+  const again = (own: unknown = options): Request => makePacked(context, 'run', 'prog', undefined, own)
+  const first = again()
+  t.is(again(), first)
+  t.is(again(structuredClone(options)), first, 'equal, though the objects are others')
+
+  options.env.A = 'c'
+  const other = again()
+  t.true(other.message.text.includes('A=c'))
+  t.true(first.message.text.includes('A=b'))
+  options.env.C = 'd'
+  t.true(again().message.text.includes('C=d'))
+  options.limits.processes = 2
+  t.is(again().message.extras?.limits?.processes, 2)
+  options.stdio[1] = 'ignore'
+  t.is(again().message.stdout, IGNORE)
+  options.stdio[1] = 'pipe'
+  t.is(again().message.stdout, CAPTURE)
+  // What is remembered can't be changed by whoever has the request.
+  t.true([again().limits, again().args].every((part) => Object.isFrozen(part)))
+
+  // Outer objects that are frozen say nothing about what is in them.
+  const frozen = Object.freeze(options)
+  t.is(again(frozen).message.extras?.limits?.processes, 2)
+  options.limits.processes = 1
+  t.is(again(frozen).message.extras?.limits?.processes, 1)
+
+  // Of what answers differently each time the copy counts, not what it was compared by.
+  let reads = 0
+  const counting = {
+    env: {
+      get A() {
+        reads += 1
+        return `b${reads}`
+      },
+    },
+  }
+  t.true(again(counting).message.text.includes('A=b1'))
+  t.is(reads, 1)
+  t.true(again(counting).message.text.includes('A=b3'))
+  t.is(reads, 3)
+
+  // What is not ours to copy is no plain object, whatever its properties.
+  t.is(again({ env: {} }).message.text, again({ env: {} }).message.text)
+  for (const odd of [new Uint8Array(0), new EventTarget()])
+    t.throws(() => again({ env: odd }), { instanceOf: RequestError })
+  t.throws(() => again(new EventTarget()), { instanceOf: RequestError })
+  t.throws(() => again({ env: [] }), { instanceOf: RequestError })
+})
+
+test('what differs each time is looked at each time, whatever is remembered of the rest', (t) => {
+  const context = sandboxContext(base.build())
+  const make_ = (own: unknown): Request => makePacked(context, 'run', 'prog', undefined, own)
+  const options = (input: unknown, value = 'b'): object => ({ input, env: { A: value }, limits: { processes: 3 } })
+  const inputOf = (request: Request): string => Buffer.from(request.message.extras?.input ?? []).toString()
+
+  for (const input of ['one', 'two', Buffer.from('three')]) t.is(inputOf(make_(options(input))), String(input))
+  t.true(make_(options('one')).message.text.includes('A=b'))
+  t.true(make_(options('one', 'c')).message.text.includes('A=c'))
+  t.is(make_(options('one', 'c')).message.extras?.limits?.processes, 3)
+  // With the rest remembered, without it, and with it again.
+  for (const wrong of [7, {}]) {
+    const error = t.throws(() => make_(options(wrong, 'c')), { instanceOf: RequestError })
+    if (wrong === 7)
+      t.deepEqual(
+        error.issues.map((issue) => issue.path),
+        [['input']],
+      )
+    t.throws(() => make_({ ...options(wrong), cwd: 'relative' }), { instanceOf: RequestError })
+    t.is(inputOf(make_(options('right', 'c'))), 'right')
+  }
+  t.throws(() => make_({ ...options('one'), 'no such option': 1 }), { instanceOf: RequestError })
+  // None of it stays for a launch that has none.
+  const { input: _, ...without } = options('one') as { input: unknown }
+  t.is(make_(without).message.extras?.input, undefined)
+  t.is(make_(without).message.stdin, IGNORE)
+  t.is(inputOf(make_(options(''))), '')
+
+  const { signal } = new AbortController()
+  t.is(make_({ signal }).signal, signal)
+  t.is(make_({}).signal, undefined)
+  t.throws(() => make_({ signal: {} }), { instanceOf: RequestError })
+  const files = make_({ files: { '/tmp/a': 'text' } }).message.extras?.files
+  t.deepEqual(
+    files?.map((file) => file.path),
+    ['/tmp/a'],
+  )
+  t.throws(() => make_({ files: { relative: 'text' } }), { instanceOf: RequestError })
+})
+
 test('what belongs to one launch is not shared', (t) => {
   const context = sandboxContext(base.build())
   const { signal } = new AbortController()
   const cases: LaunchOptions[] = [
     { signal },
     { input: 'text' },
-    { limits: { processes: 3 } },
     { files: { '/tmp/a': 'text' } },
     { stdout: { file: '/dev/null' } },
     { binds: { '/in': '/etc' } },

@@ -77,7 +77,7 @@ export const registerHandle = (handle: object): void => {
 }
 
 /** Values with an identity: bytes, what emits events (streams, file handles, abort signals), and our own handles. */
-const isOpaque = (value: object): boolean =>
+export const isOpaque = (value: object): boolean =>
   types.isUint8Array(value) ||
   value instanceof EventEmitter ||
   value instanceof EventTarget ||

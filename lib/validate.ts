@@ -6,7 +6,7 @@ import * as z from 'zod'
 
 import { describeIssues, type Issue, RequestError } from './errors.ts'
 import type { Size } from './policy/types.ts'
-import { SnapshotError, snapshot } from './snapshot.ts'
+import { isOpaque, SnapshotError, snapshot } from './snapshot.ts'
 
 /**
  * `true` if a schema and a hand-written type say the same: the same keys, and each assignable to the other. Used as
@@ -74,19 +74,24 @@ export const checkCopied = <S extends z.ZodType>(schema: S, copied: unknown): Ch
   return { ok: false, error: { issues: result.error.issues.flatMap(toIssues), cause: result.error } }
 }
 
-/** Strings of more characters than this together are not remembered. */
-const MEMORABLE = 4096
+/** How much text, in characters, and how many values an input has at most that is remembered. */
+const MEMORABLE_TEXT = 4096
+const MEMORABLE_VALUES = 1024
 
-/** Whether a copy is small and flat: text, numbers and the like, or an array or object of those. */
+/** Whether a copy is small, and all of it is ours: text, numbers and the like, or arrays and objects of those. */
 const isMemorable = (copied: unknown): boolean => {
-  if (typeof copied !== 'object' || copied === null) return typeof copied !== 'string' || copied.length <= MEMORABLE
-  let length = 0
-  for (const item of Object.values(copied)) {
-    if (typeof item === 'object' && item !== null) return false
-    if (typeof item === 'string') length += item.length
+  let text = 0
+  let values = 0
+  const fits = (value: unknown): boolean => {
+    values += 1
+    if (typeof value === 'string') text += value.length
+    if (values > MEMORABLE_VALUES || text > MEMORABLE_TEXT) return false
+    return !isObject(value) || (!isOpaque(value) && Object.values(value).every(fits))
   }
-  return length <= MEMORABLE
+  return fits(copied)
 }
+
+const isObject = (value: unknown): value is object => typeof value === 'object' && value !== null
 
 /**
  * Whether an input says the same as a memorable copy of an earlier one. Each of its properties is read once, and nothing of it
@@ -94,10 +99,10 @@ const isMemorable = (copied: unknown): boolean => {
  */
 const saysTheSame = (input: unknown, known: unknown): boolean => {
   if (input === known) return true
-  if (typeof input !== 'object' || typeof known !== 'object' || input === null || known === null) return false
+  if (!isObject(input) || !isObject(known) || isOpaque(input)) return false
   if (Array.isArray(input)) {
     if (!Array.isArray(known) || input.length !== known.length) return false
-    for (let index = 0; index < known.length; index += 1) if (input[index] !== known[index]) return false
+    for (let index = 0; index < known.length; index += 1) if (!saysTheSame(input[index], known[index])) return false
     return true
   }
   if (Array.isArray(known)) return false
@@ -107,7 +112,7 @@ const saysTheSame = (input: unknown, known: unknown): boolean => {
   for (let index = 0; index < keys.length; index += 1) {
     const key = keys[index] as string
     if (key !== knownKeys[index]) return false
-    if ((input as Record<string, unknown>)[key] !== (known as Record<string, unknown>)[key]) return false
+    if (!saysTheSame((input as Record<string, unknown>)[key], (known as Record<string, unknown>)[key])) return false
   }
   return true
 }
@@ -122,29 +127,56 @@ const isSame = (input: unknown, known: unknown): boolean => {
 }
 
 /**
- * Whether an object says the same for ever: it is frozen, and nothing in it is computed. Of one that is small and flat its parts
- * don't change either. A proxy can't lie about that (ECMA-262, invariants of the essential internal methods), but may throw.
+ * Whether an object says the same for ever: it is frozen, nothing in it is computed, and it has no objects in it that could
+ * change. A proxy can't lie about that (ECMA-262, invariants of the essential internal methods), but may throw.
  */
 const isSettled = (input: unknown): boolean => {
-  if (typeof input !== 'object' || input === null) return false
+  if (!isObject(input)) return false
   try {
     return (
       Object.isFrozen(input) &&
-      Object.values(Object.getOwnPropertyDescriptors(input)).every((property) => 'value' in property)
+      Object.values(Object.getOwnPropertyDescriptors(input)).every(
+        (property) => 'value' in property && !isObject(property.value),
+      )
     )
   } catch {
     return false
   }
 }
 
+/** Freezes what is remembered, as deep as it goes. */
+const freeze = (value: unknown): void => {
+  if (!isObject(value)) return
+  Object.freeze(value)
+  for (const item of Object.values(value)) freeze(item)
+}
+
+/** The properties of an object that are not named, and those that are. What has none of them, or is no plain object, is whole. */
+const split = (object: unknown, names: ReadonlySet<string>): { rest: unknown; parts: object | undefined } => {
+  if (!isObject(object) || Array.isArray(object) || isOpaque(object)) return { rest: object, parts: undefined }
+  const rest: Record<string, unknown> = {}
+  let parts: Record<string, unknown> | undefined
+  for (const [name, value] of Object.entries(object)) {
+    if (names.has(name)) (parts ??= {})[name] = value
+    else rest[name] = value
+  }
+  return parts === undefined ? { rest: object, parts } : { rest, parts }
+}
+
 /**
  * {@link check}, for inputs that mostly repeat: the last one that was found right is remembered, and is neither copied nor
  * validated again as long as the same comes. To validate a launch's options takes longer than to launch it does in JavaScript.
+ *
+ * @param apart - properties that are another's each time: only they are validated then, and the rest is remembered without them
  */
-export const repeatedly = <S extends z.ZodType>(schema: S): ((input: unknown) => Checked<z.output<S>>) => {
+export const repeatedly = <S extends z.ZodType>(
+  schema: S,
+  apart: z.ZodObject = z.object({}),
+): ((input: unknown) => Checked<z.output<S>>) => {
+  const names = new Set(Object.keys(apart.shape))
   let known: unknown
   let settled: unknown
-  let remembered: Checked<z.output<S>> | undefined
+  let remembered: { readonly ok: true; readonly value: z.output<S> } | undefined
   return (input) => {
     if (remembered !== undefined && ((settled !== undefined && input === settled) || isSame(input, known))) {
       return remembered
@@ -153,12 +185,18 @@ export const repeatedly = <S extends z.ZodType>(schema: S): ((input: unknown) =>
     const isForGood = isSettled(input)
     const copied = copyOf(input)
     if (!copied.ok) return copied
+    const { rest, parts } = split(copied.value, names)
+    if (remembered !== undefined && parts !== undefined && saysTheSame(rest, known)) {
+      const checked = checkCopied(apart, parts)
+      return checked.ok ? { ok: true, value: Object.assign({}, remembered.value, checked.value) } : checked
+    }
     const checked = checkCopied(schema, copied.value)
-    if (checked.ok && isMemorable(copied.value)) {
-      known = copied.value
-      settled = isForGood ? input : undefined
-      Object.freeze(checked.value)
-      remembered = checked
+    if (checked.ok && isMemorable(rest)) {
+      const value = split(checked.value, names).rest as z.output<S>
+      freeze(value)
+      known = rest
+      settled = isForGood && parts === undefined ? input : undefined
+      remembered = value === checked.value ? checked : { ok: true, value }
     }
     return checked
   }

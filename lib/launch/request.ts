@@ -87,7 +87,11 @@ const NONE: readonly never[] = Object.freeze([])
 
 const checkFile = repeatedly(FileSchema)
 const checkArgs = repeatedly(ArgsSchema)
-const checkOptions = repeatedly(LaunchOptionsSchema)
+// A judge's launches differ in these, and in nothing else.
+const checkOptions = repeatedly(
+  LaunchOptionsSchema,
+  LaunchOptionsSchema.pick({ input: true, files: true, work: true, signal: true }),
+)
 
 /**
  * Checks one call of `run` or `spawn`.
@@ -149,7 +153,8 @@ const REPEATABLE = 16_384
 const isRepeatable = ({ context, message, late, inputStream, inputBytes, work, signal }: LaunchRequest): boolean =>
   context.isolated &&
   message.text.length <= REPEATABLE &&
-  message.extras === undefined &&
+  // Limits are numbers; whatever else is in there holds bytes, descriptors, or paths that depend on where the host is.
+  Object.keys(message.extras ?? {}).every((extra) => extra === 'limits') &&
   late.length === 0 &&
   inputStream === undefined &&
   inputBytes === undefined &&
@@ -233,7 +238,7 @@ class Merge {
       talks: this.#options.comms === true,
       outputNames,
       outputs,
-      limits: limits ?? this.#context.limits,
+      limits: limits === undefined ? this.#context.limits : Object.freeze(limits),
       tightened: limits !== undefined,
       softTimeout: grace?.soft,
       signal,
