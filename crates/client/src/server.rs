@@ -176,7 +176,7 @@ pub struct Client {
     reader: Option<Reader>,
     /// Launches whose output is not watched yet, and when it is to be.
     unwatched: VecDeque<(u64, u64)>,
-    /// The captured launch that ended last has written more than a pipe holds.
+    /// The launch without a template that ended last has written more than a pipe holds.
     much_output: bool,
     /// When the timer goes off.
     timer_due: Option<u64>,

@@ -56,6 +56,8 @@ pub(crate) struct Template {
     pub(crate) refill: Option<(u64, Warm)>,
     /// Tokens of those who asked for warm nests and have not got them all.
     pub(crate) warming: Vec<u64>,
+    /// The launch of it that ended last has written more than a pipe holds.
+    pub(crate) much_output: bool,
     last_used: u64,
 }
 
@@ -110,6 +112,7 @@ impl Templates {
             nests: Nests::default(),
             refill: None,
             warming: Vec::new(),
+            much_output: false,
             last_used: self.clock,
         };
         self.all.insert(id, template);

@@ -266,13 +266,21 @@ impl Client {
     /// Has a launch's output watched in a while. A short program is over by then, and what it wrote is in the pipes, which
     /// are emptied at the end anyway: without this, the end of each of its streams would wake the host once more, at the
     /// very moment at which its result is being made. A program that fills its pipe waits for that long, though; so where the
-    /// launch that ended last wrote so much, it is watched as soon as may be.
-    pub(super) fn watch_output_later(&mut self, token: u64) {
-        let due = process::monotonic_ns() + if self.much_output { 0 } else { WATCH_AFTER_NS };
+    /// launch of the same template that ended last wrote so much, it is watched as soon as may be.
+    pub(super) fn watch_output_later(&mut self, token: u64, template: Option<u64>) {
+        let due = process::monotonic_ns() + if *self.much_output(template) { 0 } else { WATCH_AFTER_NS };
         // The first of them is due first.
         let place = self.unwatched.partition_point(|&(other, _)| other <= due);
         self.unwatched.insert(place, (due, token));
         self.set_timer(due);
+    }
+
+    /// Whether the captured launch that ended last, of those like this one, has written more than a pipe holds.
+    fn much_output(&mut self, template: Option<u64>) -> &mut bool {
+        match template.and_then(|id| self.templates.get_mut(id)) {
+            Some(template) => &mut template.much_output,
+            None => &mut self.much_output,
+        }
     }
 
     /// Has the timer go off at `due` or before.
@@ -323,19 +331,24 @@ impl Client {
         }
     }
 
+    /// Empties the pipes of a launch when nobody is left to write: what is in them now is all.
+    fn finish_streams(&mut self, token: u64) {
+        let Some(launch) = self.launches.get_mut(&token) else { return };
+        let Some(capture) = &mut launch.capture else { return };
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            capture.finish_stream(stream, &mut self.scratch);
+        }
+        launch.overflowed |= capture.must_kill() && !launch.killed;
+        let (template, much) = (launch.template, capture.outgrew_a_pipe());
+        *self.much_output(template) = much;
+    }
+
     /// Init's last word.
     pub(super) fn ended(&mut self, token: u64, message: protocol::Ended, mut fds: Vec<OwnedFd>) {
+        self.finish_streams(token);
         let Some(launch) = self.launches.get_mut(&token) else { return };
         if launch.crash_report && message.crash_fds as usize <= fds.len() {
             launch.captured = fds.split_off(fds.len() - message.crash_fds as usize);
-        }
-        // Nobody is left to write: what is in the pipes now is all.
-        if let Some(capture) = &mut launch.capture {
-            for stream in [Stream::Stdout, Stream::Stderr] {
-                capture.finish_stream(stream, &mut self.scratch);
-            }
-            launch.overflowed |= capture.must_kill() && !launch.killed;
-            self.much_output = capture.outgrew_a_pipe();
         }
         let mut outputs = Vec::with_capacity(launch.outputs.len());
         let mut later = Vec::new();

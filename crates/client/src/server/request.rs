@@ -98,7 +98,7 @@ impl Client {
         let token = self.next_id();
         let Wired { roles, passed, returned, capture, input } = wired;
         if capture.is_some() {
-            self.watch_output_later(token);
+            self.watch_output_later(token, draft.route.template());
         }
         if let Some(input) = &input {
             self.reactor
