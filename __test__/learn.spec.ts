@@ -105,8 +105,13 @@ for (const [name, args] of [
   ],
 ] as const) {
   needs(name)(`${name} passes what it taught`, async (t) => {
-    const lesson = await learn(name, args)
-    t.like(lesson.result, { status: 'exited', exitCode: 0, stdout: '3' })
+    let lesson = await learn(name, args)
+    // A signal may interrupt a call that nobody has looked at yet, and dash, whose handlers have no SA_RESTART, then gives up.
+    for (let tries = 0; tries < 4 && /Cannot fork|Pipe call failed/.test(lesson.result.stderr); tries += 1) {
+      // oxlint-disable-next-line no-await-in-loop
+      lesson = await learn(name, args)
+    }
+    t.like(lesson.result, { status: 'exited', exitCode: 0, stdout: '3', stderr: '' })
     await using box = await Sandbox.create(policy('host-system').syscalls(lesson.filter))
     for (let round = 0; round < 3; round += 1) {
       // oxlint-disable-next-line no-await-in-loop

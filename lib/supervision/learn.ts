@@ -41,6 +41,10 @@ const watched = (policy: Policy): Policy =>
  *
  * The namespaces, ids and limits are those of the policy, whose own filter is left out; `unixSockets` holds.
  *
+ * A signal that comes after a call was made and before it was looked at interrupts it as if it were a slow one: it fails with
+ * `EINTR`, unless the signal's handler has `SA_RESTART` (seccomp_unotify(2)). On a busy machine a shell may fail of that where it
+ * makes a process or a pipe: look at `result`, and learn again.
+ *
  * @example
  * ```ts
  * const { filter, code } = await learn('sort', ['-r'], { input: 'b\na\n' })
