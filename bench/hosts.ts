@@ -95,9 +95,9 @@ export class Host {
     await this.#ask('warmUp', { ms, size })
   }
 
-  /** Has launches that are watched say whether any stranger ran: {@link strangersTo}. */
-  async watch(): Promise<void> {
-    await this.#ask('watch', { paths: strangersTo(this.#child.pid ?? 0) })
+  /** Has launches that are watched say whether any stranger ran ({@link strangersTo}), after so many milliseconds of them. */
+  async watch(ms: number): Promise<void> {
+    await this.#ask('watch', { paths: strangersTo(this.#child.pid ?? 0), ms })
   }
 
   flood(launches: number, inFlight: number): Promise<number> {

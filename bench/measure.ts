@@ -122,7 +122,7 @@ export const warmUpAll = async (
   const { warmUpFor = options.warmUp === undefined ? settings.warmUpFor : 0 } = options
   for (const { host } of open) if (warmUpFor > 0) await host.warmUp(warmUpFor, size)
   // All are there by now.
-  for (const { host } of open) if (watch === true) await host.watch()
+  for (const { host } of open) if (watch === true) await host.watch(2 * warmUpFor)
   for (const { host } of open) if (warmUp > 0) await host.turn({ launches: warmUp, pause, watch, size })
 }
 

@@ -56,12 +56,14 @@ what to look at.
 - The longest block of the event loop is that of launches during which nobody else can have had the host's processor. Whether
   somebody had is counted, not guessed: before and after each launch the host reads how often each thread of the machine has run that
   is neither its own, nor the fork server's, nor one of the kernel's for deferred work. On the machine of these numbers it is mostly
-  the kernel's memory monitor (\`kdamond\`), which runs for two to four milliseconds twice a second. V8's collections of garbage count:
-  what launches leave (some 4 KiB each) is part of it. One takes half a millisecond to more than one, so a run in which some fall into
-  counted launches may miss the target by them, and more than one in three does. How many there were, and the longest block without
-  them, is said beside.
-- What paces and watches launches is compiled before as well, by some thousand rests and as many launches as are counted. A block
-  is never taken for longer than its launch.
+  the kernel's memory monitor (\`kdamond\`), which runs for two to four milliseconds twice a second. What is the launches' own counts,
+  whenever it comes: V8's collections of what they leave (some 4 KiB each), which take half a millisecond to more than one, and the
+  kernel's work on what former ones left (RCU callbacks, superblocks), a millisecond at times, if it does it on the host's processor.
+  A run in which one of these falls into a counted launch may miss the target by it, and of nineteen runs on that machine nine
+  did. How many collections there were, and the longest block without them, is said beside.
+- What paces and watches launches is compiled before as well, by some thousand rests and by watched launches for twelve seconds, which
+  find everything ready and so take another path through the host than those without pauses. V8 has compiled that after some 3,000 of
+  them; until then one in a hundred has a compiler's thread on the host's processor. A block is never taken for longer than its launch.
 - How long a violation takes is measured by the program: it reads CLOCK_MONOTONIC right before the forbidden call and passes that
   as an argument of it; the host reads the same clock when it hears of the violation.
 - Between turns it looks for 60 ms, with all hosts idle, whether anybody else uses the machine, and waits while they do, for five
