@@ -59,7 +59,7 @@ what to look at.
   the kernel's memory monitor (\`kdamond\`), which runs for two to four milliseconds twice a second. What is the launches' own counts,
   whenever it comes: V8's collections of what they leave (some 4 KiB each), which take half a millisecond to more than one, and the
   kernel's work on what former ones left (RCU callbacks, superblocks), a millisecond at times, if it does it on the host's processor.
-  A run in which one of these falls into a counted launch may miss the target by it, and of nineteen runs on that machine nine
+  A run in which one of these falls into a counted launch may miss the target by it, and of twenty runs on that machine nine
   did. How many collections there were, and the longest block without them, is said beside.
 - What paces and watches launches is compiled before as well, by some thousand rests and by watched launches for twelve seconds, which
   find everything ready and so take another path through the host than those without pauses. V8 has compiled that after some 3,000 of
