@@ -317,6 +317,7 @@ test('what was stopped stays stopped until it is continued', async (t) => {
   t.true('Tt'.includes(state()))
   stopped.kill('SIGCONT')
   t.is((await lines.next()).value, 'goes on')
+  t.true((await lines.next()).done)
   const result = await stopped.result
   t.is(result.status === 'exited' && result.exitCode, 3)
 })

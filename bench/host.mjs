@@ -110,7 +110,7 @@ const calls = {
 
   /**
    * Makes ready for launches that are watched, by so many milliseconds of them: launches that find everything ready, as they do
-   * after a pause, take another path than those without, and V8 takes some 2,000 of them to compile it. Who the strangers are from
+   * after a pause, take another path than those without, and V8 takes some 3,000 of them to compile it. Who the strangers are from
    * now on: see ./strangers.mjs.
    */
   async watch({ paths, ms }) {

@@ -5,6 +5,7 @@ import { types } from 'node:util'
 import * as z from 'zod'
 
 import { describeIssues, type Issue, RequestError } from './errors.ts'
+import { deepFreeze } from './freeze.ts'
 import type { Size } from './policy/types.ts'
 import { isOpaque, SnapshotError, snapshot } from './snapshot.ts'
 
@@ -144,13 +145,6 @@ const isSettled = (input: unknown): boolean => {
   }
 }
 
-/** Freezes what is remembered, as deep as it goes. */
-const freeze = (value: unknown): void => {
-  if (!isObject(value)) return
-  Object.freeze(value)
-  for (const item of Object.values(value)) freeze(item)
-}
-
 /** The properties of an object that are not named, and those that are. What has none of them, or is no plain object, is whole. */
 const split = (object: unknown, names: ReadonlySet<string>): { rest: unknown; parts: object | undefined } => {
   if (!isObject(object) || Array.isArray(object) || isOpaque(object)) return { rest: object, parts: undefined }
@@ -193,7 +187,7 @@ export const repeatedly = <S extends z.ZodType>(
     const checked = checkCopied(schema, copied.value)
     if (checked.ok && isMemorable(rest)) {
       const value = split(checked.value, names).rest as z.output<S>
-      freeze(value)
+      if (isObject(value)) deepFreeze(value)
       known = rest
       settled = isForGood && parts === undefined ? input : undefined
       remembered = value === checked.value ? checked : { ok: true, value }
