@@ -4,7 +4,7 @@
 //! Promises: after [`Prepared::new`] the launch path only reads. Called by templates and by [`crate::request`]; read by
 //! [`crate::nest`], [`crate::child`] and [`crate::init`].
 
-use std::ffi::{CString, c_char, c_void};
+use std::ffi::{CString, c_char};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::LazyLock;
 
@@ -283,19 +283,4 @@ pub(crate) fn processors() -> u64 {
         u64::try_from(count).unwrap_or(1).max(1)
     });
     *COUNT
-}
-
-/// A page of the launch child's stack.
-#[repr(C, align(4096))]
-struct Page([u8; 4096]);
-
-/// How many it has: three times what is needed. The largest frames are those of a parked process, which hold the 18 KiB of what it
-/// is sent; nothing guards the end.
-const STACK: usize = 16;
-
-/// Allocates the launch child's stack, once per process that launches; returns its high end, a page's, so that it gets by with as few
-/// pages as it can. Not zeroed: what was never touched is not there, and so not copied by the clone.
-pub(crate) fn allocate_stack() -> *mut c_void {
-    let stack = Box::leak(Box::<[Page]>::new_uninit_slice(STACK));
-    stack.as_mut_ptr_range().end.cast()
 }

@@ -50,6 +50,7 @@ mod report;
 mod request;
 mod server;
 mod source;
+mod stack;
 mod template;
 mod tree;
 mod watch;

@@ -21,7 +21,7 @@ use crate::server::Server;
 use crate::source::IdMapping;
 use crate::template::{PROC_FD, Sibling, fork_sibling};
 use crate::tree::{self, Origin};
-use crate::{guard, init, initial, launch, notify, report};
+use crate::{guard, init, initial, notify, report, stack};
 
 /// Namespaces that the clone makes; the user namespace is joined or made before it, and again after it.
 const CLONED: u64 = (libc::CLONE_NEWPID
@@ -84,7 +84,7 @@ fn unsandboxed<'a>(
         record: &notify::room(false),
         guard: None,
         rules: None,
-        stack: launch::allocate_stack(),
+        stack: stack::map().at(Step::PrepareInit, "mmap", b"stack")?,
         pid_namespace: false,
         sandboxed: false,
         speculation: true,
@@ -244,7 +244,7 @@ fn nest<'a>(
         record: &notify::room(false),
         guard: pid_namespace.then_some(&guard),
         rules: None,
-        stack: launch::allocate_stack(),
+        stack: stack::map().at(Step::PrepareInit, "mmap", b"stack")?,
         pid_namespace,
         sandboxed: true,
         speculation: request.allow_speculation,

@@ -27,7 +27,7 @@ use crate::report::Marks;
 use crate::server::Server;
 use crate::source::IdMapping;
 use crate::tree::{self, Origin};
-use crate::{guard, init, initial, launch, memory, notify, outputs, report};
+use crate::{guard, init, initial, memory, notify, outputs, report, stack};
 
 /// Where a template and its inits have their proc.
 pub(crate) const PROC_FD: RawFd = 4;
@@ -121,7 +121,7 @@ fn run(
     plan.template_mounts = Vec::new();
     plan.nest_mounts = Vec::new();
     arena::give_back();
-    let stack = launch::allocate_stack();
+    let stack = stack::map().at(Step::ForkTemplate, "mmap", b"stack")?;
     let buffer = arena::unshared(frame::PACKET_MAX).at(Step::ForkTemplate, "mmap", b"")?;
     parked::reserve_memory();
     // From here on what is called by the C library and not by us has to be what any filter to be inherited lets pass.
