@@ -70,7 +70,7 @@ impl Nest {
                     kind: c"devpts",
                     path,
                     flags: libc::MS_NOSUID | libc::MS_NOEXEC,
-                    options: c"newinstance,ptmxmode=0666,mode=0620".to_owned(),
+                    options: c"newinstance,ptmxmode=0666,mode=0620,max=64".to_owned(),
                 }),
                 Some(mount::Kind::Directory(directory)) => {
                     fresh.push(Fresh::Directory { path, mode: directory.mode });

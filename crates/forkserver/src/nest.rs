@@ -23,6 +23,10 @@ use crate::report::Marks;
 use crate::source::{below_root, c_path};
 use crate::tree::PROC_FLAGS;
 
+/// What a devpts is mounted with. The machine has `kernel.pty.max` pseudo-terminals for all instances together, 4096 where
+/// nobody changed it, and no other limit stops a sandboxee from taking them: four processes are enough.
+pub(crate) const DEVPTS: &CStr = c"newinstance,ptmxmode=0666,mode=0620,max=64";
+
 /// What covers a file of proc, where the tree has it.
 const NULL_DEVICE: &CStr = c"/dev/null";
 
@@ -325,7 +329,7 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
             }
             NestStep::Devpts { path } => {
                 let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
-                mount(c"devpts", path, c"devpts", flags, c"newinstance,ptmxmode=0666,mode=0620").at(
+                mount(c"devpts", path, c"devpts", flags, DEVPTS).at(
                     Step::MountDevpts,
                     "mount",
                     path.to_bytes(),

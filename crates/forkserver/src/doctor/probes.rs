@@ -13,6 +13,7 @@ use nix::sys::wait::WaitStatus;
 
 use super::{Found, fault};
 use crate::fault::{At, Fault};
+use crate::nest::DEVPTS;
 use crate::server::Server;
 use crate::{initial, network};
 
@@ -133,11 +134,7 @@ pub(super) fn devpts(server: Server) -> Found {
     initial::unshare_user_and_mount(server)?;
     let scratch = initial::mount_scratch(Step::MountInitialRoot, c"mode=0755,size=64k")?;
     let flags = libc::MS_NOSUID | libc::MS_NOEXEC;
-    mount(c"devpts", scratch, c"devpts", flags, c"newinstance,ptmxmode=0666,mode=0620").at(
-        Step::MountDevpts,
-        "mount",
-        b"devpts",
-    )?;
+    mount(c"devpts", scratch, c"devpts", flags, DEVPTS).at(Step::MountDevpts, "mount", b"devpts")?;
     WORKS
 }
 
