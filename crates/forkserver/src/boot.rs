@@ -41,6 +41,7 @@ pub(crate) fn shed_inheritance() -> Result<(), Fault<'static>> {
     // Raising the own priority needs a privilege; where it is missing the host's stays.
     // SAFETY: takes numbers.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 0) };
+    ordinary_scheduling();
     let cpus = [0xff_u8; 1024];
     // SAFETY: the set is as long as said; processors that do not exist are passed over.
     unsafe { libc::sched_setaffinity(0, cpus.len(), cpus.as_ptr().cast()) };
@@ -49,6 +50,20 @@ pub(crate) fn shed_inheritance() -> Result<(), Fault<'static>> {
     reset_signals()?;
     raise_fd_limit();
     leave_session_keyring()
+}
+
+/// The ordinary scheduling class, and no right to another: a host that is in a real-time class, or may enter one, would pass it
+/// on, and a sandboxee there lets nobody run who would end it (sched(7)). To give up needs no privilege.
+fn ordinary_scheduling() {
+    // SAFETY: all-zero is a valid sched_param, and the only one that this policy takes.
+    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: a struct of ours.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameters) };
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    for resource in [libc::RLIMIT_RTPRIO, libc::RLIMIT_NICE] {
+        // SAFETY: a struct of ours.
+        unsafe { libc::setrlimit(resource, &raw const none) };
+    }
 }
 
 /// Default dispositions, everything blocked. Children are reaped by the kernel (`SA_NOCLDWAIT` by ignoring SIGCHLD):
