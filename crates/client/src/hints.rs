@@ -44,6 +44,11 @@ fn mounts_initially(step: Step) -> bool {
     matches!(step, Step::MountInitialRoot | Step::PivotRoot | Step::MountRoot)
 }
 
+/// Whether it is a root that may not give ids.
+fn lacks_ids(failure: &Failure) -> bool {
+    failure.step == Step::CreateInitialNamespaces && failure.syscall == "setresuid"
+}
+
 /// Which property of this system a failure is due to, if it is.
 pub(crate) fn blocker(failure: &Failure, facts: impl FnOnce() -> Facts) -> Option<Blocker> {
     Some(match (failure.step, failure.errno) {
@@ -56,7 +61,9 @@ pub(crate) fn blocker(failure: &Failure, facts: impl FnOnce() -> Facts) -> Optio
         (_, Errno::EAGAIN) if matches!(failure.syscall.as_str(), "clone" | "clone3" | "fork") => {
             Blocker::ProcessLimit
         }
-        (step, Errno::EPERM | Errno::EACCES) if makes_namespaces(step) || mounts_initially(step) => {
+        (step, Errno::EPERM | Errno::EACCES)
+            if (makes_namespaces(step) || mounts_initially(step)) && !lacks_ids(failure) =>
+        {
             blockers::of_namespaces(&facts())
         }
         (step, Errno::ENOSPC | Errno::EUSERS) if makes_namespaces(step) => {
@@ -89,6 +96,7 @@ pub(crate) fn hint(failure: &Failure, facts: impl Fn() -> Facts) -> Option<Strin
     let path = failure.path.as_deref().unwrap_or("it");
     Some(match (failure.step, failure.errno) {
         (Step::StartForkserver, errno) => return start_hint(errno),
+        _ if lacks_ids(failure) => "give this process CAP_SETUID and CAP_SETGID, or run it as another user".into(),
         (Step::MountTemplateProc | Step::MountProc, Errno::EPERM) => {
             "the kernel gives no fresh /proc to who sees none that is complete (\"mount too revealing\"): use \
              proc('none') in the policy, or run the container with `--security-opt systempaths=unconfined`"

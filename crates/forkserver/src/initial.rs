@@ -69,6 +69,11 @@ pub(crate) fn surplus_fds() -> Fault<'static> {
 pub(crate) fn unshare_user_and_mount(server: Server) -> Result<(), Fault<'static>> {
     let step = Step::CreateInitialNamespaces;
     let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+    if !server.privileged && uid == 0 && is_initial_user_namespace() {
+        return Err(Fault::new(step, Errno::EPERM, "setresuid", b"user and mount namespace").detail(
+            "a root without CAP_SETUID has no id for sandboxees but its own, for which most limits are none",
+        ));
+    }
     // A non-dumpable process's id maps belong to root and can't be written by an unprivileged one (proc(5)).
     let _ = process::prctl(libc::PR_SET_DUMPABLE, 1);
     process::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS).at(
@@ -93,6 +98,12 @@ pub(crate) fn unshare_user_and_mount(server: Server) -> Result<(), Fault<'static
     }
     let _ = process::prctl(libc::PR_SET_DUMPABLE, 0);
     Ok(())
+}
+
+/// Whether uid 0 here is the machine's own root: the map of all ids onto themselves (user_namespaces(7)).
+fn is_initial_user_namespace() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// Writes one-line maps of this process's own user namespace: `inside` -> `outside`, uid first. setgroups(2) has to be
