@@ -1,7 +1,7 @@
 // The three descriptors in all their forms, with run().
 
 import { execFileSync } from 'node:child_process'
-import { closeSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, createReadStream, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import { connect, createServer, type Socket } from 'node:net'
 import path from 'node:path'
@@ -9,8 +9,8 @@ import { Readable } from 'node:stream'
 
 import test from 'ava'
 
-import { policy, RequestError, run, Sandbox, SpawnError } from '../index.ts'
-import { openDescriptors, scratch } from './helpers.ts'
+import { learn, policy, RequestError, run, Sandbox, SpawnError } from '../index.ts'
+import { delay, openDescriptors, scratch, until } from './helpers.ts'
 import { sh, withProbe } from './inside.ts'
 
 const MiB = 1024 ** 2
@@ -58,6 +58,98 @@ test('input: a stream that fails is an error, and the program is dead', async (t
   })
   const error = await t.throwsAsync(run('sleep', ['60'], { input }), { instanceOf: RequestError })
   t.is(error?.cause, cause)
+})
+
+test('input: a stream that fails before its turn is an error, and nothing is launched', async (t) => {
+  const sandbox = await Sandbox.create(policy('host-system'), { maxConcurrency: 1 })
+  const first = sandbox.run('sleep', ['0.3'])
+  const input = createReadStream('/none')
+  const queued = await t.throwsAsync(sandbox.run('cat', [], { input }), { instanceOf: RequestError })
+  t.like(queued, { code: 'ERR_NESTBOX_INPUT', cause: { code: 'ENOENT' } })
+  // It leaves the queue at once.
+  t.like(sandbox.stats(), { running: 1, queued: 0 })
+  await first
+  t.is(sandbox.stats().launched, 1)
+  const opening = sandbox.run('cat', [], {
+    input: createReadStream('/none'),
+    stdout: { file: path.join(scratch(t), 'out') },
+  })
+  t.is((await t.throwsAsync(opening, { instanceOf: RequestError }))?.code, 'ERR_NESTBOX_INPUT')
+})
+
+test('input: a stream that fails while the policy is looked up', async (t) => {
+  const input = new Readable({ read() {} })
+  // Nobody has prepared this policy, so that the launch waits.
+  const lesson = learn('cat', [], { input })
+  input.destroy(new Error('broken on purpose'))
+  const error = await t.throwsAsync(lesson, { instanceOf: RequestError })
+  t.is(error?.code, 'ERR_NESTBOX_INPUT')
+  t.regex(error?.message ?? '', /nothing was launched/)
+})
+
+test('input: a stream that has ended, failed, or was destroyed is no empty one', async (t) => {
+  const cause = new Error('broken on purpose')
+  const failed = new Readable({ read() {} }).on('error', () => {}).destroy(cause)
+  await delay(10)
+  const destroyed = new Readable({ read() {} }).destroy()
+  const used = Readable.from(['abc'])
+  for await (const _ of used);
+  // One whose error is still to be emitted has nobody else to listen to it.
+  for (const make of [() => failed, () => new Readable().destroy(cause), () => destroyed, () => used]) {
+    const input = make()
+    // oxlint-disable-next-line no-await-in-loop
+    const error = await t.throwsAsync(run('wc', ['-c'], { input }), { instanceOf: RequestError })
+    t.like(error, { code: 'ERR_NESTBOX_INPUT', issues: [{ path: ['input'] }] })
+    if (input.errored) t.is(error?.cause, cause)
+  }
+  t.is((await run('wc', ['-c'], { input: Readable.from([]) })).stdout, '0')
+})
+
+test('input: a stream that is destroyed while it waits', async (t) => {
+  const sandbox = await Sandbox.create(policy('host-system'), { maxConcurrency: 1 })
+  const first = sandbox.run('sleep', ['0.2'])
+  const input = new Readable({ read() {} })
+  const queued = sandbox.run('cat', [], { input })
+  input.destroy()
+  t.is((await t.throwsAsync(queued, { instanceOf: RequestError }))?.code, 'ERR_NESTBOX_INPUT')
+  await first
+})
+
+test('input: a stream of something else than bytes is an error', async (t) => {
+  for (const chunks of [['x', 5], [{ a: 1 }], [undefined]]) {
+    const input = Readable.from(chunks)
+    // oxlint-disable-next-line no-await-in-loop
+    const error = await t.throwsAsync(run('sleep', ['60'], { input }), { instanceOf: RequestError })
+    t.is(error?.code, 'ERR_NESTBOX_INPUT')
+    t.true(error?.cause instanceof TypeError)
+    t.true(input.destroyed)
+  }
+  const bytes = Readable.from(['é', new Uint8Array([1, 2]), Buffer.from('x'), ''])
+  t.is((await run('cat', [], { input: bytes })).stdout, 'é\x01\x02x')
+})
+
+test('input: the stream of a launch that is refused is let go of', async (t) => {
+  const sandbox = await Sandbox.create(policy('host-system'), { maxConcurrency: 1, maxQueue: 1 })
+  const first = sandbox.run('sleep', ['0.3'])
+  const controller = new AbortController()
+  const refused = async (...options: Parameters<typeof sandbox.run>[2][]): Promise<void> => {
+    for (const option of options) {
+      const input = createReadStream('/etc/passwd')
+      const launch = sandbox.run('cat', [], { ...option, input })
+      controller.abort()
+      // oxlint-disable-next-line no-await-in-loop
+      await t.throwsAsync(launch)
+      // oxlint-disable-next-line no-await-in-loop
+      t.true(await until(() => input.closed))
+    }
+  }
+  // Aborted while it waits, and before; and one that makes no sense.
+  await refused({ signal: controller.signal }, { signal: controller.signal }, { timeout: -1 }, { stdin: 'ignore' })
+  const waiting = sandbox.run('true')
+  await refused({})
+  await Promise.all([first, waiting])
+  await sandbox.close()
+  await refused({})
 })
 
 test('input: a stream that never ends does not keep the program', async (t) => {

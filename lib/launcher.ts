@@ -3,10 +3,11 @@
 import { launchEvent } from './diagnostics.ts'
 import { asError } from './errors.ts'
 import type { LaunchContext } from './launch/context.ts'
-import { abortedBefore, Flight, type Ledger } from './launch/flight.ts'
+import { abortedBefore, Flight, type Ledger, mustGiveInput } from './launch/flight.ts'
 import { type Kind, makeRequest } from './launch/request.ts'
 import type { AnyResult } from './launch/result.ts'
 import type { RunningSandboxee } from './launch/sandboxee.ts'
+import { discardInputOf } from './launch/streams.ts'
 import type { Launcher } from './launch/types.ts'
 
 /** Lets launches start. */
@@ -15,12 +16,19 @@ export interface Gate extends Ledger {
   admit(flight: Flight): void
 }
 
+/** A call that makes no launch. */
+const refused = (error: unknown, options: unknown): Promise<never> => {
+  discardInputOf(options)
+  return Promise.reject(asError(error))
+}
+
 /** A launcher over a context and a gate. Its functions can be used by themselves. */
 export const makeLauncher = (context: () => LaunchContext, gate: Gate): Launcher => {
   const prepare = (kind: Kind, file: unknown, args: unknown, options: unknown): Flight => {
     const request = makeRequest(context(), kind, file, args, options)
     // Not even queued: an aborted signal does not fire again.
     if (request.signal?.aborted === true) throw abortedBefore(request)
+    if (request.inputStream !== undefined) mustGiveInput(request.inputStream)
     const flight = new Flight(request, gate)
     launchEvent(flight)
     return flight
@@ -33,7 +41,7 @@ export const makeLauncher = (context: () => LaunchContext, gate: Gate): Launcher
       gate.admit(flight)
       return flight.result
     } catch (error) {
-      return Promise.reject(asError(error))
+      return refused(error, options)
     }
   }
   const spawn = (file: unknown, args?: unknown, options?: unknown): Promise<RunningSandboxee> => {
@@ -43,7 +51,7 @@ export const makeLauncher = (context: () => LaunchContext, gate: Gate): Launcher
       gate.admit(flight)
       return spawned
     } catch (error) {
-      return Promise.reject(asError(error))
+      return refused(error, options)
     }
   }
   // The types are determined by the options, which only the caller's compiler knows.

@@ -3,6 +3,7 @@
 
 import { close, open } from 'node:fs'
 import type { Socket } from 'node:net'
+import type { Readable } from 'node:stream'
 import type { NativeAsked, NativeEnded, NativeFailure, NativeLaunched, NativeLearned } from '#binding'
 
 import type { Connection, LaunchMessage, Listener } from '../connection.ts'
@@ -27,7 +28,17 @@ import { type LimitChange, over, RunningLimits } from './limits.ts'
 import type { LaunchRequest, OpenFile } from './request.ts'
 import { type AnyResult, type Handover, makeResult, processError, type Streamed } from './result.ts'
 import { RunningSandboxee } from './sandboxee.ts'
-import { duplexStream, feed, handOver, inputStream, OutputMeter, OutputStream, releaseDuplex } from './streams.ts'
+import {
+  discardInput,
+  duplexStream,
+  feed,
+  handOver,
+  inputProblem,
+  inputStream,
+  OutputMeter,
+  OutputStream,
+  releaseDuplex,
+} from './streams.ts'
 
 const SIGKILL = 9
 
@@ -101,6 +112,7 @@ export class Flight implements Listener {
   /** Made when they are first changed. */
   #limits: RunningLimits | undefined
   readonly #onAbort = (): void => this.#abort()
+  readonly #onInput = (error?: unknown): void => this.#inputGone(error)
 
   constructor(request: LaunchRequest, ledger: Ledger) {
     this.request = request
@@ -110,6 +122,8 @@ export class Flight implements Listener {
       this.#reject = reject
     })
     request.signal?.addEventListener('abort', this.#onAbort, { once: true })
+    // It may be long until the launch reads it, and an error that nobody listens for ends the host.
+    request.inputStream?.on('error', this.#onInput).once('close', this.#onInput)
   }
 
   /** The running program. Call it before the launch. */
@@ -243,6 +257,7 @@ export class Flight implements Listener {
     // It may have died while files were opened.
     if (connection.lost !== undefined) throw connection.lost
     for (const fd of checkHere) mustBeSafe(fd, fd)
+    if (input !== undefined) mustGiveInput(input)
     message.policy = context.native()
     const launched = connection.launch(message)
     if (launched.failure !== undefined) {
@@ -419,6 +434,8 @@ export class Flight implements Listener {
     this.#limits?.end(error)
     this.#closeOpened()
     this.stdin?.destroy()
+    // What was launched has a pipeline that does so.
+    if (this.#connection === undefined && this.request.inputStream !== undefined) discardInput(this.request.inputStream)
     if (this.comms !== undefined) releaseDuplex(this.comms)
     for (const stream of this.extra) releaseDuplex(stream)
     if (result === undefined) {
@@ -437,6 +454,15 @@ export class Flight implements Listener {
     // Not launched yet, and never will be.
     if (this.#connection === undefined) this.#fail(this.#abortError(undefined))
     else this.#terminate()
+  }
+
+  /** The caller's stream has failed, or is closed. */
+  #inputGone(error: unknown): void {
+    const { inputStream: input } = this.request
+    // Once it is launched its pipeline sees to that.
+    if (this.#settled || this.#connection !== undefined || input === undefined) return
+    const problem = error === undefined ? inputProblem(input) : asError(error)
+    if (problem !== undefined) this.turnAway(inputFailure(problem, false))
   }
 
   /** `killSignal`, and SIGKILL if that does not help. */
@@ -508,8 +534,15 @@ const openError = (file: string, error: NodeJS.ErrnoException): NestboxError =>
     { cause: error },
   )
 
-const inputFailure = (cause: Error): RequestError => {
+/** @throws `RequestError`, if the whole of a caller's stream can't be had from it */
+export const mustGiveInput = (input: Readable): void => {
+  const problem = inputProblem(input)
+  if (problem !== undefined) throw inputFailure(problem, false)
+}
+
+const inputFailure = (cause: Error, launched = true): RequestError => {
   const issues = [{ path: ['input'], message: cause.message }]
-  const message = `The stream given as input failed, so the program was killed: ${cause.message}`
+  const outcome = launched ? 'the program was killed' : 'nothing was launched'
+  const message = `The stream given as input failed, so ${outcome}: ${cause.message}`
   return new RequestError(message, issues, { cause, code: 'ERR_NESTBOX_INPUT' })
 }

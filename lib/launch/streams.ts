@@ -6,7 +6,8 @@
 // is closed at the end even if the caller never looks.
 
 import { Socket } from 'node:net'
-import { pipeline, Readable, type Writable } from 'node:stream'
+import { pipeline, Readable, Transform, type Writable } from 'node:stream'
+import { types } from 'node:util'
 
 /** What may pass on stdout and stderr together. */
 export class OutputMeter {
@@ -184,6 +185,36 @@ export const releaseDuplex = (stream: Socket): void => {
   if (stream.readableFlowing === null) stream.resume()
 }
 
+/** Why nothing, or not the end, will come of a caller's stream. To a pipeline it would be one with nothing in it. */
+export const inputProblem = (from: Readable): Error | undefined => {
+  if (from.errored) return from.errored
+  if (from.readableEnded) return new Error('The stream was read to its end already')
+  return from.destroyed ? new Error('The stream was destroyed before its end') : undefined
+}
+
+/** Lets go of a caller's stream that will not be read, as a pipeline does with one that it reads no further. */
+export const discardInput = (from: Readable): void => {
+  // An error that comes of what it had begun is nobody's any more.
+  from.on('error', () => {}).destroy()
+}
+
+/** The same for the options of a call that was refused. They may be anything, and nothing of them is called again. */
+export const discardInputOf = (options: unknown): void => {
+  if (typeof options !== 'object' || options === null || types.isProxy(options)) return
+  const input: unknown = Object.getOwnPropertyDescriptor(options, 'input')?.value
+  if (input instanceof Readable) discardInput(input)
+}
+
+/** Stands behind a stream of objects: writing one that is no bytes would throw where nobody can catch it. */
+const onlyBytes = (): Transform =>
+  new Transform({
+    writableObjectMode: true,
+    transform(chunk: unknown, _encoding, done) {
+      if (typeof chunk === 'string' || ArrayBuffer.isView(chunk)) done(null, chunk)
+      else done(new TypeError(`It gave a chunk of the type '${typeof chunk}', which is neither text nor bytes`))
+    },
+  })
+
 /**
  * Writes a caller's stream to stdin. `failed` hears of what goes wrong with the caller's stream; that the program reads no more
  * is no error.
@@ -196,7 +227,14 @@ export const feed = (from: Readable, to: Writable, failed: (error: Error) => voi
   }
   from.once('error', went(from)).once('close', went(from))
   to.once('error', went(to)).once('close', went(to))
-  pipeline(from, to, (error) => {
-    if (error && first === from) failed(error)
-  })
+  const done = (error: Error | null | undefined): void => {
+    if (error && first !== to) failed(error)
+  }
+  if (!from.readableObjectMode) {
+    pipeline(from, to, done)
+    return
+  }
+  const checked = onlyBytes()
+  checked.once('error', went(checked))
+  pipeline(from, checked, to, done)
 }

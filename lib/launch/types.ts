@@ -94,7 +94,10 @@ export interface LaunchOptions {
   stderr?: StdioOut | 'stdout' | undefined
   /** All descriptors in one: excludes `stdin`, `stdout` and `stderr`. */
   stdio?: Stdio | undefined
-  /** What is written to stdin, which then ends. It is no error if the program does not read it. */
+  /**
+   * What is written to stdin, which then ends. It is no error if the program does not read it. A stream belongs to the launch: it
+   * is destroyed when that is over, also where it was refused.
+   */
   input?: string | Uint8Array | Readable | undefined
   /** Files put below a tmpfs of the nest: private copies, gone afterwards. By path. */
   files?: Readonly<Record<string, string | Uint8Array | LaunchFile>> | undefined

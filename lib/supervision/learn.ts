@@ -6,9 +6,10 @@
 import type { NativeLearned } from '#binding'
 
 import { asError, RequestError } from '../errors.ts'
-import { sandboxContext } from '../launch/context.ts'
+import { type LaunchContext, sandboxContext } from '../launch/context.ts'
 import { Flight } from '../launch/flight.ts'
 import { makeRequest } from '../launch/request.ts'
+import { discardInputOf } from '../launch/streams.ts'
 import { policy as policyFactory, toPolicy } from '../policy/policy.ts'
 import type { Policy } from '../policy/types.ts'
 import { RunningForkServer, sharedServer } from '../server.ts'
@@ -61,7 +62,7 @@ export const learn: Learn = async (file, args = [], options = {}) => {
   }
   const base = policy === undefined ? policyFactory('host-system').build() : toPolicy(policy)
   const context = sandboxContext(watched(base), undefined, { learns: true })
-  const flight = new Flight(makeRequest(context, 'run', file, args, launch), { over: () => {} })
+  const flight = prepare(context, file, args, launch)
   flight.begin(() => running.connection())
   const result = await flight.result
   const { uses, incomplete } = flight.learned ?? { uses: [], incomplete: true }
@@ -74,6 +75,15 @@ export const learn: Learn = async (file, args = [], options = {}) => {
     incomplete,
     warning: WARNING,
   } satisfies Lesson
+}
+
+const prepare = (context: LaunchContext, file: unknown, args: unknown, launch: object): Flight => {
+  try {
+    return new Flight(makeRequest(context, 'run', file, args, launch), { over: () => {} })
+  } catch (error) {
+    discardInputOf(launch)
+    throw error
+  }
 }
 
 const read = (options: LearnOptions): LearnOptions => {
