@@ -1,5 +1,7 @@
 // A sandbox over many launches: its queue, its ends, its accounts, policies as data.
 
+import path from 'node:path'
+
 import test from 'ava'
 
 import {
@@ -12,7 +14,7 @@ import {
   Sandbox,
   SpawnError,
 } from '../index.ts'
-import { runs } from './helpers.ts'
+import { runs, scratch } from './helpers.ts'
 import { firstLine } from './inside.ts'
 
 // ---- queue --------------------------------------------------------------------------------------------------------------
@@ -141,6 +143,16 @@ test("destroy() kills its own launches, turns away those that wait, and no one e
   await sandbox.destroy()
   await sandbox[Symbol.asyncDispose]()
   t.is((await other.run('echo', ['x'])).stdout, 'x')
+})
+
+test('destroy() turns away what still opens its files', async (t) => {
+  const file = path.join(scratch(t), 'out')
+  const sandbox = await Sandbox.create()
+  const opening = sandbox.run('sleep', ['60'], { stdout: { file } })
+  opening.catch(() => {})
+  await sandbox.destroy()
+  t.is((await t.throwsAsync(opening, { instanceOf: NestboxError }))?.code, 'ERR_NESTBOX_CLOSED')
+  t.like(sandbox.stats(), { running: 0, launched: 1, errored: 1 })
 })
 
 test('await using', async (t) => {

@@ -198,7 +198,11 @@ class RunningSandbox implements SandboxType {
   async destroy(): Promise<void> {
     this.#closed = true
     this.#queue.clear(closed)
-    for (const flight of this.#flights) flight.kill(SIGKILL)
+    for (const flight of this.#flights) {
+      // One that still opens its files has nothing to kill, and would start afterwards.
+      if (flight.connection === undefined) flight.turnAway(closed())
+      else flight.kill(SIGKILL)
+    }
     await Promise.all([this.#drained(), this.#prewarmer?.end()])
     this.#cool()
   }
