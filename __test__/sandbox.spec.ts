@@ -167,6 +167,17 @@ test('await using', async (t) => {
 
 // ---- accounts -----------------------------------------------------------------------------------------------------------
 
+test('a launch that rejects is errored, also where its program ran', async (t) => {
+  const sandbox = await Sandbox.create()
+  const controller = new AbortController()
+  const sleep = await sandbox.spawn('sleep', ['60'], { signal: controller.signal })
+  controller.abort()
+  await t.throwsAsync(sleep.result, { name: 'AbortError' })
+  await t.throwsAsync(sandbox.run('false', [], { reject: true }), { name: 'ProcessError' })
+  t.like(await sandbox.run('false'), { status: 'exited', exitCode: 1 })
+  t.like(sandbox.stats(), { launched: 3, completed: 1, errored: 2, latency: { total: { count: 3 } } })
+})
+
 test('percentiles of where the time went', async (t) => {
   const sandbox = await Sandbox.create()
   t.deepEqual(sandbox.stats().latency.total, { count: 0, mean: 0, min: 0, p50: 0, p90: 0, p99: 0, p999: 0, max: 0 })

@@ -132,7 +132,7 @@ class RunningSandbox implements SandboxType {
         if (this.#closed) this.#queue.turnAway(flight, closed())
         else this.#queue.add(flight)
       },
-      over: (flight, result) => this.#over(flight, result),
+      over: (flight, result, error) => this.#over(flight, result, error),
     }
     const { warm, warmIdle, onSyscall, prewarm } = options
     const idle = warmIdle ?? (warm === undefined ? DEFAULT_WARM_IDLE : Infinity)
@@ -216,12 +216,12 @@ class RunningSandbox implements SandboxType {
     return this.destroy()
   }
 
-  #over(flight: Flight, result: AnyResult | undefined): void {
+  #over(flight: Flight, result: AnyResult | undefined, error: Error | undefined): void {
     if (this.#flights.delete(flight)) {
-      if (result === undefined) {
-        this.#errored += 1
-      } else {
-        this.#completed += 1
+      if (error === undefined) this.#completed += 1
+      else this.#errored += 1
+      // One that was aborted, for example, has rejected, and has taken its time nevertheless.
+      if (result !== undefined) {
         this.#latency.queue.record(result.timings.queueMs)
         this.#latency.setup.record(result.timings.setupMs)
         this.#latency.total.record(result.durationMs)

@@ -172,9 +172,9 @@ export interface SandboxStats {
   readonly queued: number
   /** Launches that left the queue. */
   readonly launched: number
-  /** Launches that gave a result, whatever it was. */
+  /** Launches that resolved with a result, whatever it was. */
   readonly completed: number
-  /** Launches that rejected, turned away ones left out. */
+  /** Launches that rejected, aborted ones included; turned away ones left out. */
   readonly errored: number
   /** Launches turned away: queue full, or waited too long. */
   readonly rejected: number
@@ -187,6 +187,7 @@ export interface SandboxStats {
     /** Ended, or not even started, without having been taken. */
     readonly died: number
   }
+  /** Of all launches whose program ran, however they ended. */
   readonly latency: {
     /** Waiting in the queue. */
     readonly queue: Percentiles

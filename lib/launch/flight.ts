@@ -53,8 +53,8 @@ const TIMER_MAX = 0x7f_ff_ff_ff
 
 /** Whoever keeps account of launches. */
 export interface Ledger {
-  /** The launch is over; its result, if there is one. */
-  over(flight: Flight, result: AnyResult | undefined): void
+  /** The launch is over; its result, if there is one, and what it rejects with, if it does. */
+  over(flight: Flight, result: AnyResult | undefined, error: Error | undefined): void
 }
 
 /** Gives the connection to launch on, starting the fork server if there is none. */
@@ -443,7 +443,7 @@ export class Flight implements Listener {
       this.stderr?.destroy()
     }
     exitEvent(this, result, error)
-    this.#ledger.over(this, result)
+    this.#ledger.over(this, result, error)
   }
 
   // ---- ending it early --------------------------------------------------------------------------------------------------
