@@ -197,6 +197,25 @@ test.serial('output: a flood is bounded in the host', async (t) => {
   t.true(process.memoryUsage.rss() - before < 150 * MiB)
 })
 
+test.serial('output: what nobody reads of a stream is bounded in the host, too', async (t) => {
+  const sandbox = await Sandbox.create(base())
+  const limits = { output: '64KiB' } as const
+  const flood = ['-c', 'yes | head -c 300000000; echo end']
+  const unread = await sandbox.spawn('sh', flood, { buffer: true, onOverflow: 'keep-tail', limits })
+  const result = await unread.result
+  t.like(result, { status: 'exited', stdoutBytes: 300_000_004, isMaxBuffer: true })
+  t.is(result.stdout.length, 65_535, 'the last newline is stripped')
+  t.true(result.stdout.endsWith('y\nend'))
+  t.true(unread.stdout.readableLength <= MiB, String(unread.stdout.readableLength))
+
+  // Whoever keeps up gets all of it.
+  const read = await sandbox.spawn('sh', flood, { buffer: true, onOverflow: 'keep-tail', limits })
+  let bytes = 0
+  for await (const chunk of read.stdout) bytes += (chunk as Buffer).length
+  t.is(bytes, 300_000_004)
+  t.true((await read.result).stdout.endsWith('y\nend'))
+})
+
 // ---- tightening ---------------------------------------------------------------------------------------------------------
 
 test('a launch may only tighten', async (t) => {

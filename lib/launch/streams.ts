@@ -76,6 +76,11 @@ class Collected {
     }
   }
 
+  /** How many bytes are kept at most. */
+  get most(): number {
+    return this.#most
+  }
+
   bytes(): Buffer {
     const all = Buffer.concat(this.#chunks)
     return all.length > this.#most ? all.subarray(all.length - this.#most) : all
@@ -153,7 +158,12 @@ export class OutputStream extends Readable {
     const length = this.#meter.take(chunk.length)
     if (length === 0) return
     const kept = length === chunk.length ? chunk : chunk.subarray(0, length)
-    this.#collected?.add(kept)
+    if (this.#collected !== undefined) {
+      this.#collected.add(kept)
+      // It does not wait for whoever reads the stream, so what nobody reads must have a bound of its own: with 'keep-tail' the
+      // meter sets none. A reader who keeps up has nothing queued, whatever the limit is.
+      if (this.readableLength > this.#collected.most) return
+    }
     const wanted = this.push(kept)
     if (wanted) return
     this.#ahead -= chunk.length

@@ -146,7 +146,8 @@ export interface LaunchOptions {
    */
   encoding?: 'utf8' | 'buffer' | undefined
   /**
-   * Keep the output for the result.
+   * Keep the output for the result. With `spawn` the program then never waits for you to read its streams, which hold as much as
+   * the limit `output` and a little more: see `onOverflow`.
    *
    * @defaultValue `true` for `run`, `false` for `spawn`, where the streams are yours
    */
@@ -165,7 +166,8 @@ export interface LaunchOptions {
   stripFinalNewline?: boolean | undefined
   /**
    * Past the limit `output`: kill the nest, or let it run and keep the first or the last of what it wrote. On a stream
-   * that is yours `'keep-tail'` passes everything.
+   * that is yours `'keep-tail'` passes everything; with `buffer: true`, where the program does not wait for you, it leaves out
+   * what comes while you have more than the limit still to read, and the result has the last all the same.
    *
    * @defaultValue `'kill'`
    */
