@@ -10,6 +10,7 @@ import { nativePolicy } from '../lib/policy/policy.ts'
 import type { RunningForkServer } from '../lib/server.ts'
 import { delay, runs, isRoot, until } from './helpers.ts'
 import { firstLine, statusOf } from './inside.ts'
+import { descriptors } from './invariants/support.ts'
 
 const env = { PATH: '/usr/bin:/bin' }
 
@@ -238,6 +239,23 @@ test('a worker that is terminated leaves no sandboxee, and harms nobody', async 
   t.true(await until(() => pids.every((pid) => !runs(pid))))
   here.stdin.end('alive\n')
   t.is(await firstLine(here), 'alive')
+})
+
+test.serial('a worker that has programs started ahead leaves none of their descriptors', async (t) => {
+  // The host's ends of their stdout and stderr.
+  const pipes = (): number => descriptors('self').filter((open) => open.includes(' pipe:')).length
+  const before = pipes()
+  const worker = inWorker('prewarm')
+  t.is(await message(worker), 'up')
+  t.true(pipes() >= before + 6)
+  await worker.terminate()
+  t.true(await until(() => pipes() <= before), `${pipes()} pipes, and ${before} before`)
+})
+
+test('in a worker, programs started ahead end without a warning', async (t) => {
+  const worker = inWorker('destroyPrewarmed')
+  t.deepEqual(await message(worker), [])
+  await worker.terminate()
 })
 
 test('a worker that is terminated in the middle of launches', async (t) => {

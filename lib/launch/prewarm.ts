@@ -6,7 +6,6 @@
 // it comes to a halt at a full pipe, and the launch that takes it gets it all. What dies meanwhile is replaced, more and more
 // slowly if that goes on; why, the next launch tells, which starts its own and meets the same.
 
-import { close } from 'node:fs'
 import type { NativeAsked, NativeExtras, NativeLaunched, NativeLimits } from '#binding'
 
 import type { Connection, LaunchMessage, Listener } from '../connection.ts'
@@ -16,6 +15,7 @@ import { toCall } from '../supervision/violation.ts'
 import type { Prewarm, SandboxStats } from '../types.ts'
 import type { LaunchContext } from './context.ts'
 import { CAPTURE, IGNORE, type LaunchRequest, makeRequest, STREAM } from './request.ts'
+import { hold, release } from './streams.ts'
 
 /** A program that waits, as a launch takes it. */
 export interface Taken {
@@ -69,6 +69,7 @@ class Standby implements Listener, Taken {
     this.gone = new Promise((resolve) => {
       this.#leave = resolve
     })
+    hold(launched)
     connection.standBy(launched, this)
   }
 
@@ -122,8 +123,7 @@ class Standby implements Listener, Taken {
   }
 
   #over(why: string): void {
-    const { stdin, stdout, stderr, comms } = this.launched
-    for (const fd of [stdin, stdout, stderr, comms]) if (fd !== undefined) close(fd)
+    release(this.launched)
     this.pid = 0
     this.#settle()
     this.#leave()

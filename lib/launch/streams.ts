@@ -9,6 +9,55 @@ import { Socket } from 'node:net'
 import { pipeline, Readable, Transform, type Writable } from 'node:stream'
 import { types } from 'node:util'
 
+import type { NativeLaunched } from '#binding'
+
+interface Sides {
+  readonly readable: boolean
+  readonly writable: boolean
+}
+
+const INPUT: Sides = { readable: false, writable: true }
+const OUTPUT: Sides = { readable: true, writable: false }
+const DUPLEX: Sides = { readable: true, writable: true }
+
+/** Sockets of descriptors that nothing is done with yet, by number. */
+const held = new Map<number, Socket>()
+
+/**
+ * Owns the host's ends of a program until somebody has use for them: nothing is read, and nobody is kept waiting. A handle is closed
+ * with its environment, be that a worker thread's; of a mere number nobody knows there.
+ */
+export const hold = ({ stdin, stdout, stderr, comms }: NativeLaunched): void => {
+  const take = (fd: number | undefined, sides: Sides): void => {
+    // Node's types lack the option that keeps it from reading at once.
+    const options = { fd, ...sides, manualStart: true }
+    if (fd !== undefined) held.set(fd, new Socket(options))
+  }
+  take(stdin, INPUT)
+  take(stdout, OUTPUT)
+  take(stderr, OUTPUT)
+  take(comms, DUPLEX)
+}
+
+/** Closes what {@link hold} owns, and nobody had use for. */
+export const release = ({ stdin, stdout, stderr, comms }: NativeLaunched): void => {
+  for (const fd of [stdin, stdout, stderr, comms]) {
+    if (fd === undefined) continue
+    held.get(fd)?.destroy()
+    held.delete(fd)
+  }
+}
+
+/** The socket of a descriptor: the one that owns it, if there is one. */
+const socketOf = (fd: number, sides: Sides): Socket => {
+  const socket = held.get(fd)
+  if (socket === undefined) return new Socket({ fd, ...sides })
+  held.delete(fd)
+  // As a new one does.
+  if (sides.readable) socket.read(0)
+  return socket
+}
+
 /** What may pass on stdout and stderr together. */
 export class OutputMeter {
   #limit: number
@@ -109,7 +158,7 @@ export class OutputStream extends Readable {
     this.#collected = keep === undefined ? undefined : new Collected(keep)
     // What is kept must not wait for a caller who relies on that, and may never look at the stream.
     if (keep !== undefined) this.#ahead = Infinity
-    const source = new Socket({ fd, readable: true, writable: false })
+    const source = socketOf(fd, OUTPUT)
     this.#source = source
     this.ended = new Promise((resolve) => {
       source.once('close', () => resolve())
@@ -178,10 +227,10 @@ export class OutputStream extends Readable {
 const ignoreErrors = (stream: Socket): Socket => stream.on('error', () => {})
 
 /** stdin of a sandboxee. */
-export const inputStream = (fd: number): Socket => ignoreErrors(new Socket({ fd, readable: false, writable: true }))
+export const inputStream = (fd: number): Socket => ignoreErrors(socketOf(fd, INPUT))
 
 /** A channel to a sandboxee. */
-export const duplexStream = (fd: number): Socket => ignoreErrors(new Socket({ fd, readable: true, writable: true }))
+export const duplexStream = (fd: number): Socket => ignoreErrors(socketOf(fd, DUPLEX))
 
 /** Writes its work to a program's channel, which then ends; what the program writes there is dropped. */
 export const handOver = (channel: Socket, work: Uint8Array | undefined, talks: boolean): void => {
