@@ -164,7 +164,12 @@ test('close() waits for what runs; destroy() does not', async (t) => {
 })
 
 test('options that make no sense', async (t) => {
-  for (const options of [{ hostIds: { uid: 0, gid: 1 } }, { maxTemplates: 0 }, { nope: 1 }]) {
+  for (const options of [
+    { hostIds: { uid: 0, gid: 1 } },
+    { hostIds: { uid: 2 ** 32 - 3, gid: 1, count: 3 } },
+    { maxTemplates: 0 },
+    { nope: 1 },
+  ]) {
     // oxlint-disable-next-line no-await-in-loop
     await t.throwsAsync(ForkServer.start(options as {}), { instanceOf: RequestError })
   }

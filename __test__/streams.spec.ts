@@ -1,6 +1,7 @@
 // spawn(): streams while the program runs, lines, the comms channel, signals, disposal.
 
 import { once } from 'node:events'
+import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import test from 'ava'
@@ -50,6 +51,16 @@ test('streams that are looked at only after the end still have it all', async (t
   await sleep(20)
   t.is(await text(program.stdout), 'out\n')
   t.is(await text(program.stderr), 'err\n')
+})
+
+test('a stdin that the input is written to is nobody else’s', async (t) => {
+  for (const input of ['x', Readable.from(['x'])]) {
+    // oxlint-disable-next-line no-await-in-loop
+    const cat = await (await sandbox()).spawn('cat', [], { stdin: 'pipe', input, buffer: true })
+    t.is(cat.stdin, undefined)
+    // oxlint-disable-next-line no-await-in-loop
+    t.is((await cat.result).stdout, 'x')
+  }
 })
 
 test('buffer: true keeps the output for the result as well', async (t) => {

@@ -19,6 +19,10 @@ const ForkServerOptionsSchema = z.strictObject({
       gid: IdSchema.refine((id) => id !== 0, 'It must not be root'),
       count: z.int().min(1).max(65_536).optional(),
     })
+    .refine(
+      ({ uid, gid, count = 1 }) => IdSchema.safeParse(Math.max(uid, gid) + count - 1).success,
+      'The last of these ids is above 4,294,967,294',
+    )
     .optional(),
   maxTemplates: z.int().min(1).max(4096).optional(),
   networkPool: z.int().min(0).max(1024).optional(),

@@ -180,6 +180,12 @@ const READ = constants.O_RDONLY | constants.O_NOCTTY
 /** What execa does, and what users of `killSignal` expect. */
 const DEFAULT_GRACE = 5000
 
+/** So many outputs has a launch at most: each comes with the result as an open descriptor. */
+const OUTPUTS_MAX = 200
+
+/** So many descriptors from 3 on and binds come with a launch at most: they and some of the core's own are in one packet. */
+const PASSED_MAX = 240
+
 /** The number of the comms channel inside. */
 const COMMS_FD = 1023
 
@@ -302,6 +308,7 @@ class Merge {
     this.#putFiles(message)
     this.#putBinds(message)
     this.#putOutputs(message)
+    this.#checkPassed(message)
     return message
   }
 
@@ -362,10 +369,21 @@ class Merge {
     })
   }
 
+  #checkPassed({ comms, extras }: LaunchMessage): void {
+    const fds = (extras?.extraFds?.length ?? 0) / 2 + (comms ? 1 : 0)
+    const binds = extras?.binds?.length ?? 0
+    if (fds + binds <= PASSED_MAX) return
+    const what = `Descriptors from 3 on and binds of a launch are at most ${PASSED_MAX} together`
+    this.#issue([binds > fds ? 'binds' : 'stdio'], `${what}, and these are ${fds + binds}`)
+  }
+
   #putOutputs(message: LaunchMessage): void {
     const { outputs } = this.#options
     if (outputs === undefined) return
     if (!this.#context.isolated) this.#issue(['outputs'], NEEDS_SANDBOX)
+    const count = Object.keys(outputs).length
+    if (count > OUTPUTS_MAX)
+      this.#issue(['outputs'], `There are ${count} of them, and at most ${OUTPUTS_MAX} can be had`)
     this.#extras(message).outputs = Object.values(outputs).map(({ path: at, maxBytes, to, optional = false }) => {
       const output: NativeOutputRequest = { path: at, maxBytes, optional }
       if (to !== undefined) output.to = path.resolve(to)

@@ -33,7 +33,7 @@ export class RunningSandboxee implements Sandboxee<never> {
     this.pid = flight.pid
     const { stdin, stdout, stderr, comms, result, request } = flight
     // A stdin that is fed from `input` is nobody else's.
-    const input = request.inputStream === undefined ? stdin : undefined
+    const input = request.inputStream === undefined && request.inputBytes === undefined ? stdin : undefined
     this.stdin = input as never
     this.stdout = stdout as never
     this.stderr = stderr as never

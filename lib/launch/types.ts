@@ -230,7 +230,13 @@ type Out<O, K extends 'stdout' | 'stderr', I extends 1 | 2, B> = Captured<
 >
 type IfPipe<S, T> = S extends 'pipe' ? T : undefined
 type OutStream<O, K extends 'stdout' | 'stderr', I extends 1 | 2> = IfPipe<Descriptor<O, K, I, 'pipe'>, Readable>
-type InStream<O> = IfPipe<Descriptor<O, 'stdin', 0, 'ignore'>, Writable>
+/** A stdin that `input` is written to is nobody else's. */
+type InStream<O> =
+  Opt<O, 'input', undefined> extends infer I
+    ? I extends undefined
+      ? IfPipe<Descriptor<O, 'stdin', 0, 'ignore'>, Writable>
+      : undefined
+    : never
 type OutputOf<F> =
   | (F extends { to: string } ? { readonly bytes: number } : Uint8Array)
   | (F extends { optional: true } ? undefined : never)
@@ -405,7 +411,7 @@ export interface LinesOptions {
 export interface Sandboxee<O extends LaunchOptions = {}> extends AsyncDisposable {
   /** The program's process id, as the host sees it. */
   readonly pid: number
-  /** Writes to its stdin. An `EPIPE` is no error: it means that the program does not read. */
+  /** Writes to its stdin; undefined if `input` is written there. An `EPIPE` is no error: it means that the program does not read. */
   readonly stdin: InStream<O>
   readonly stdout: OutStream<O, 'stdout', 1>
   readonly stderr: OutStream<O, 'stderr', 2>
