@@ -200,8 +200,8 @@ test.serial('output: a flood is bounded in the host', async (t) => {
 test.serial('output: what nobody reads of a stream is bounded in the host, too', async (t) => {
   const sandbox = await Sandbox.create(base())
   const limits = { output: '64KiB' } as const
-  const flood = ['-c', 'yes | head -c 300000000; echo end']
-  const unread = await sandbox.spawn('sh', flood, { buffer: true, onOverflow: 'keep-tail', limits })
+  const script = ['-c', 'yes | head -c 300000000; echo end']
+  const unread = await sandbox.spawn('sh', script, { buffer: true, onOverflow: 'keep-tail', limits })
   const result = await unread.result
   t.like(result, { status: 'exited', stdoutBytes: 300_000_004, isMaxBuffer: true })
   t.is(result.stdout.length, 65_535, 'the last newline is stripped')
@@ -209,7 +209,7 @@ test.serial('output: what nobody reads of a stream is bounded in the host, too',
   t.true(unread.stdout.readableLength <= MiB, String(unread.stdout.readableLength))
 
   // Whoever keeps up gets all of it.
-  const read = await sandbox.spawn('sh', flood, { buffer: true, onOverflow: 'keep-tail', limits })
+  const read = await sandbox.spawn('sh', script, { buffer: true, onOverflow: 'keep-tail', limits })
   let bytes = 0
   for await (const chunk of read.stdout) bytes += (chunk as Buffer).length
   t.is(bytes, 300_000_004)

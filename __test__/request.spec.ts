@@ -591,12 +591,12 @@ test('an object that is frozen is believed only if nothing in it is computed', (
 test('more than a launch can carry is refused, with how much that is', (t) => {
   const outputs = (count: number) =>
     Object.fromEntries(Array.from({ length: count }, (_, index) => [index, { path: `/tmp/${index}`, maxBytes: 1 }]))
-  const stdio = (count: number) => ['ignore', 'ignore', 'ignore', ...Array<'pipe'>(count).fill('pipe')] as const
-  t.notThrows(() => make('spawn', { outputs: outputs(200), stdio: stdio(240) }))
+  const pipes = (count: number) => ['ignore', 'ignore', 'ignore', ...Array<'pipe'>(count).fill('pipe')] as const
+  t.notThrows(() => make('spawn', { outputs: outputs(200), stdio: pipes(240) }))
   const refuse = (options: LaunchOptions, message: RegExp): void => {
     t.throws(() => make('spawn', options), { instanceOf: RequestError, message })
   }
   refuse({ outputs: outputs(201) }, /201 of them, and at most 200/)
-  refuse({ stdio: stdio(241) }, /at most 240 together, and these are 241/)
-  refuse({ stdio: stdio(240), comms: true }, /at most 240 together, and these are 241/)
+  refuse({ stdio: pipes(241) }, /at most 240 together, and these are 241/)
+  refuse({ stdio: pipes(240), comms: true }, /at most 240 together, and these are 241/)
 })

@@ -23,20 +23,22 @@ const DUPLEX: Sides = { readable: true, writable: true }
 /** Sockets of descriptors that nothing is done with yet, by number. */
 const held = new Map<number, Socket>()
 
+const own = (fd: number | undefined, sides: Sides): void => {
+  if (fd === undefined) return
+  // Node's types lack the option that keeps it from reading at once.
+  const options = { fd, ...sides, manualStart: true }
+  held.set(fd, new Socket(options))
+}
+
 /**
  * Owns the host's ends of a program until somebody has use for them: nothing is read, and nobody is kept waiting. A handle is closed
  * with its environment, be that a worker thread's; of a mere number nobody knows there.
  */
 export const hold = ({ stdin, stdout, stderr, comms }: NativeLaunched): void => {
-  const take = (fd: number | undefined, sides: Sides): void => {
-    // Node's types lack the option that keeps it from reading at once.
-    const options = { fd, ...sides, manualStart: true }
-    if (fd !== undefined) held.set(fd, new Socket(options))
-  }
-  take(stdin, INPUT)
-  take(stdout, OUTPUT)
-  take(stderr, OUTPUT)
-  take(comms, DUPLEX)
+  own(stdin, INPUT)
+  own(stdout, OUTPUT)
+  own(stderr, OUTPUT)
+  own(comms, DUPLEX)
 }
 
 /** Closes what {@link hold} owns, and nobody had use for. */
