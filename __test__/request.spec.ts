@@ -387,6 +387,15 @@ test('a cycle ends', (t) => {
   t.throws(() => make('run', cycle as LaunchOptions), { instanceOf: RequestError, message: /nested too deeply/ })
 })
 
+test('a Map or a Set is no object with nothing in it', (t) => {
+  t.notThrows(() => make('run', { env: {} }))
+  for (const collection of [new Map([['A', '2']]), new Map(), new Set()]) {
+    const options = { env: collection } as unknown as LaunchOptions
+    t.throws(() => make('run', options), { instanceOf: RequestError, message: /env.*not a Map or a Set/s })
+  }
+  t.throws(() => make('run', new Map() as LaunchOptions), { instanceOf: RequestError, message: /not a Map or a Set/ })
+})
+
 test('what was found right is remembered, and nothing else', (t) => {
   const context = sandboxContext(policy().build())
   const options: Record<string, unknown> = { stdout: 'ignore', cwd: '/a' }

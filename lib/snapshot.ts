@@ -38,6 +38,9 @@ const copy = (value: unknown, path: PropertyKey[]): unknown => {
   return reading(path, () => (Array.isArray(value) ? copyArray(value, path) : copyObject(value, path)))
 }
 
+/** What has entries that are no properties: it would count as an object with nothing in it. */
+export const isCollection = (value: object): boolean => types.isMap(value) || types.isSet(value)
+
 const copyArray = (array: readonly unknown[], path: PropertyKey[]): readonly unknown[] => {
   const { length } = array
   const result: unknown[] = []
@@ -49,6 +52,7 @@ const copyArray = (array: readonly unknown[], path: PropertyKey[]): readonly unk
 }
 
 const copyObject = (object: object, path: PropertyKey[]): object => {
+  if (isCollection(object)) throw new SnapshotError(path, 'It must be a plain object or an array, not a Map or a Set')
   const result = Object.create(null) as Record<string, unknown>
   for (const key of Object.keys(object)) {
     // An own property of this name (JSON.parse makes one) would be read as a prototype by whoever copies carelessly.

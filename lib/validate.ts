@@ -7,7 +7,7 @@ import * as z from 'zod'
 import { describeIssues, type Issue, RequestError } from './errors.ts'
 import { deepFreeze } from './freeze.ts'
 import type { Size } from './policy/types.ts'
-import { isOpaque, SnapshotError, snapshot } from './snapshot.ts'
+import { isCollection, isOpaque, SnapshotError, snapshot } from './snapshot.ts'
 
 /**
  * `true` if a schema and a hand-written type say the same: the same keys, and each assignable to the other. Used as
@@ -100,7 +100,7 @@ const isObject = (value: unknown): value is object => typeof value === 'object' 
  */
 const saysTheSame = (input: unknown, known: unknown): boolean => {
   if (input === known) return true
-  if (!isObject(input) || !isObject(known) || isOpaque(input)) return false
+  if (!isObject(input) || !isObject(known) || isOpaque(input) || isCollection(input)) return false
   if (Array.isArray(input)) {
     if (!Array.isArray(known) || input.length !== known.length) return false
     for (let index = 0; index < known.length; index += 1) if (!saysTheSame(input[index], known[index])) return false
