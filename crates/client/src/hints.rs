@@ -52,7 +52,10 @@ fn lacks_ids(failure: &Failure) -> bool {
 /// Which property of this system a failure is due to, if it is.
 pub(crate) fn blocker(failure: &Failure, facts: impl FnOnce() -> Facts) -> Option<Blocker> {
     Some(match (failure.step, failure.errno) {
-        (_, Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS) => Blocker::OpenFilesLimit,
+        // dup3(2) to a number beyond the limit.
+        (_, Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS) | (Step::MapFds, Errno::EBADF) => {
+            Blocker::OpenFilesLimit
+        }
         (Step::StartForkserver, Errno::EACCES | Errno::EPERM) => {
             return facts().memfd_noexec.is_some_and(|level| level > 0).then_some(Blocker::MemfdNoexec);
         }
@@ -220,6 +223,7 @@ mod tests {
         let none = Facts::default();
         assert!(of(Step::CloneInit, Errno::ENOSPC, &none).contains("max_*_namespaces"));
         assert!(of(Step::CloneInit, Errno::EMFILE, &none).contains("ulimit -n"));
+        assert!(of(Step::MapFds, Errno::EBADF, &none).contains("ulimit -n"));
         assert!(of(Step::CloneInit, Errno::EAGAIN, &none).contains("ulimit -u"));
         assert!(of(Step::OpenBindSource, Errno::ENOENT, &none).contains("/x is not there"));
         assert!(of(Step::ChangeDirectory, Errno::ENOENT, &none).contains("no directory /x"));
