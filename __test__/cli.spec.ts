@@ -76,6 +76,10 @@ test('options end at the program', async (t) => {
 
 const CODES: readonly [title: string, code: number, stderr: RegExp, ...args: string[]][] = [
   ['a signal', 128 + 15, /^$/, 'sh', '-c', 'kill $$'],
+  ['a real-time signal', 128 + 35, /^$/, 'sh', '-c', 'kill -35 $$'],
+  ['a signal without a name', 128 + 32, /^$/, 'sh', '-c', 'kill -32 $$'],
+  ['a user that is none', EXIT.usage, /"none" is no whole number/, '--user', 'none', 'true'],
+  ['a group that is none', EXIT.usage, /"none" is no whole number/, '--user', '5:none', 'true'],
   ['a limit', EXIT.limit, /reached its limit wallTime/, '--wall-time', '200ms', 'sleep', '20'],
   ['no such program', EXIT.notFound, /no-such-program/, 'no-such-program'],
   ['not a program', EXIT.notExecutable, /EACCES/, '/etc'],
@@ -210,6 +214,9 @@ test('policy files that are none', async (t) => {
   refused('{"version": 1, "limits": 5}', /limits/)
   refused('{"version": 1, "mounts": [{}]}', /mounts\[0\]/)
   refused('{"version": 1, "limits": {"disk": "1MB"}}', /limits\.disk: It must be a whole number of bytes/)
+  writeFileSync(file, JSON.stringify({ version: 1, mounts: [{ type: 'bind', source: '/srv/data' }] }))
+  const { mounts } = parseRun(['--policy', file, '--bind', '/srv/other:/srv/data']).policy as { mounts: object[] }
+  t.is(mounts.length, 1, 'a bind that does not say where it goes is replaced as well')
   t.throws(() => parseRun(['--policy', `${file}x`]), { message: /ENOENT/ })
   t.throws(() => parseRun(['--policy', file, '--base', 'empty']), { name: 'UsageError' })
   writeFileSync(file, '{"version": 1, "netwrok": "none"}')

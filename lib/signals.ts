@@ -8,9 +8,17 @@ for (const [name, number] of Object.entries(constants.signals)) {
   if (!names.has(number)) names.set(number, name as NodeJS.Signals)
 }
 
-/** The name of a signal; real-time ones, which Node has no names for, by their number. */
-export const signalName = (number: number): NodeJS.Signals =>
-  names.get(number) ?? (`SIGRTMIN+${number - 34}` as NodeJS.Signals)
+/** The first real-time signal that programs use: the C library keeps those before it for itself (signal(7)). */
+const SIGRTMIN = 34
 
-/** The number of a signal that Node knows. */
-export const signalNumber = (name: NodeJS.Signals): number => constants.signals[name]
+/** The name of a signal; what Node has no name for is called by its number. */
+export const signalName = (number: number): NodeJS.Signals =>
+  names.get(number) ?? ((number < SIGRTMIN ? `SIG${number}` : `SIGRTMIN+${number - SIGRTMIN}`) as NodeJS.Signals)
+
+/** The number of a signal by such a name. */
+export const signalNumber = (name: NodeJS.Signals): number => {
+  const known: number | undefined = constants.signals[name]
+  if (known !== undefined) return known
+  const [, realTime, number = ''] = /^SIG(RTMIN\+)?(\d+)$/.exec(name) ?? []
+  return Number(number) + (realTime === undefined ? 0 : SIGRTMIN)
+}

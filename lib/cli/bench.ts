@@ -16,7 +16,7 @@ import { unsandboxed } from '../shared.ts'
 import { UsageError } from './exit.ts'
 import { benchHelp } from './help.ts'
 import { pad, type Paint, paintFor, progress, write } from './terminal.ts'
-import { parseCount, parseSize } from './units.ts'
+import { parseNumber, parseSize } from './units.ts'
 
 const ROUNDS = 100
 const WARM_UP = 10
@@ -57,7 +57,7 @@ const parse = (argv: readonly string[]): { rounds: number; heap: number; json: b
   } catch (error) {
     throw new UsageError((error as Error).message, { cause: error })
   }
-  const rounds = values.rounds === undefined ? ROUNDS : (parseCount('rounds', values.rounds) ?? 0)
+  const rounds = values.rounds === undefined ? ROUNDS : parseNumber('rounds', values.rounds)
   if (rounds === 0) throw new UsageError('--rounds: at least one.')
   const heap = values.heap === undefined ? 0 : (parseSize('heap', values.heap) ?? 0)
   return { rounds, heap, json: values.json ?? false, help: values.help ?? false }

@@ -35,7 +35,7 @@ export const exitCodeOf = (result: AnyResult): number => {
     case 'violation':
       return EXIT.violation
     default:
-      return EXIT.signal + (signalNumber(result.signal) ?? 0)
+      return EXIT.signal + signalNumber(result.signal)
   }
 }
 

@@ -11,7 +11,7 @@ import type { LaunchOptions } from '../launch/types.ts'
 import { LimitsSchema } from '../policy/schema.ts'
 import type { LimitName, MountJSON } from '../policy/types.ts'
 import { UsageError } from './exit.ts'
-import { parseCount, parseSize, parseTime } from './units.ts'
+import { parseCount, parseNumber, parseSize, parseTime } from './units.ts'
 
 /** `wallTime` is `--wall-time`. */
 const kebab = (name: string): string => name.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
@@ -149,7 +149,7 @@ const jsonTarget = (values: Values): RunCommand['json'] => {
   const file = textOf(values, 'json-file')
   if (file !== undefined) return { file }
   const fd = textOf(values, 'json-fd')
-  if (fd !== undefined) return { fd: parseCount('json-fd', fd) ?? 1 }
+  if (fd !== undefined) return { fd: parseNumber('json-fd', fd) }
   return values['json'] === true ? 'stdout' : undefined
 }
 
@@ -215,7 +215,11 @@ const policyOf = (values: Values): { [key: string]: unknown } => {
 const isRecord = (value: unknown): value is { [key: string]: unknown } =>
   typeof value === 'object' && value !== null && !Array.isArray(value)
 
-const pathOf = (mount: unknown): unknown => (isRecord(mount) ? mount['path'] : undefined)
+/** Where it is inside; a bind that does not say so is where its source is. */
+const pathOf = (mount: unknown): unknown => {
+  if (!isRecord(mount)) return undefined
+  return mount['path'] ?? (mount['type'] === 'bind' ? mount['source'] : undefined)
+}
 
 /** The last one for a path wins, as in the builder. */
 const mergeMounts = (written: readonly unknown[], added: readonly MountJSON[]): unknown[] => {
@@ -287,8 +291,8 @@ const parseSymlink = (text: string): MountJSON => {
 }
 
 const parseUser = (text: string): { uid: number; gid: number } => {
-  const [uid, gid = uid] = pair(text).map((id) => parseCount('user', id))
-  return { uid: uid ?? 0, gid: gid ?? 0 }
+  const [user, group = user] = pair(text)
+  return { uid: parseNumber('user', user), gid: parseNumber('user', group) }
 }
 
 /** What is before the last colon, and what is after it, if there is one. */

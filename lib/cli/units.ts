@@ -35,3 +35,9 @@ export const parseCount = (option: string, text: string): number | null => {
   if (!/^\d+$/.test(text)) throw new UsageError(`--${option}: "${text}" is no whole number, nor none.`)
   return Number(text)
 }
+
+/** A whole number where there is no 'none'. */
+export const parseNumber = (option: string, text: string): number => {
+  if (!/^\d+$/.test(text)) throw new UsageError(`--${option}: "${text}" is no whole number.`)
+  return Number(text)
+}
