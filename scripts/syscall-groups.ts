@@ -169,6 +169,11 @@ word.
 | \`clone3\` | \`ENOSYS\`: its flags are in memory, where no filter can look. C libraries fall back to \`clone\` |
 | \`fcntl\` | not \`F_SETLEASE\`, \`F_NOTIFY\`: \`EPERM\` |
 | \`ioctl\` | not \`TIOCSTI\`, \`TIOCLINUX\`, \`TIOCSETD\`, compared on the low 32 bits: \`EPERM\` |
+| \`chmod\` \`fchmod\` \`fchmodat\` \`fchmodat2\` | no set-user-ID and no set-group-ID bit, of directories neither: \`EPERM\` |
+| \`creat\` \`mknod\` \`mknodat\` \`open\` \`openat\` | the same of what they make, where the policy has a bind or a mount point that is writable |
+| \`openat2\` | there, \`ENOSYS\`: its mode is in memory. Programs fall back to \`openat\` |
+| \`semget\` | at most 250 semaphores in a set: else \`EINVAL\` |
+| \`sync\` \`syncfs\` | success, and nothing is done: both wait for others' data, and can't be killed. \`fsync\` and \`fdatasync\` are made |
 | \`personality\` | the normal one, without address randomisation, and asking; else \`EPERM\` |
 | \`prlimit64\` | one's own limits; of another process, init among them, \`EPERM\` |
 | \`seccomp\` | no listener: \`EPERM\` |

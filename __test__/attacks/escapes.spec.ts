@@ -12,6 +12,7 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
@@ -150,6 +151,81 @@ for (const filter of filters) {
     }
   })
 }
+
+/** What of the host's files below a directory would run with their owner's or group's ids. */
+const withIds = (directory: string): string[] =>
+  readdirSync(directory).filter((name) => {
+    const found = statSync(path.join(directory, name))
+    return found.isFile() && (found.mode & 0o6000) !== 0
+  })
+
+attack('no set-user-ID or set-group-ID program can be left in a writable bind', async (t) => {
+  // Kernels before 6.6 have no fchmodat2, some file systems no O_TMPFILE, arm64 none of the calls of old.
+  const there = (found: ReadonlyMap<string, string>): string[] =>
+    [...found].filter(([, how]) => !['ENOSYS', 'EOPNOTSUPP'].includes(how)).map(([name]) => name)
+  for (const mode of ['4755', '2755', '6711']) {
+    for (const point of [false, true]) {
+      const shown = (filter: 'default' | 'unfiltered', directory: string) => {
+        const options = point ? { binds: { '/out': directory } } : {}
+        const plain = attackable(filter)
+        const tree = point
+          ? plain.mountPoint('/out', { writable: true })
+          : plain.bind(directory, '/out', { writable: true })
+        return { tree, options }
+      }
+      // Its owner is the owner of all that is made there: under a root host, root.
+      const open = scratch(t)
+      const free = shown('unfiltered', open)
+      await using without = await Sandbox.create(free.tree)
+      const made = await inside(without, ['files', 'modes', '/out', mode], free.options)
+      for (const name of ['fchmod', 'mknodat', 'openat', 'openat2']) t.is(made.get(name), 'done', name)
+      t.true(withIds(open).includes('fchmod'))
+      t.not(made.get('mkdir'), 'done', 'which has no such mode')
+
+      const closed = scratch(t)
+      const kept = shown('default', closed)
+      await using sandbox = await Sandbox.create(kept.tree)
+      const tried = await inside(sandbox, ['files', 'modes', '/out', mode], kept.options)
+      t.deepEqual(done(tried), [])
+      t.is(tried.get('openat2'), 'ENOSYS')
+      for (const name of there(made)) {
+        if (name !== 'openat2' && name !== 'mkdir') t.is(tried.get(name), 'EPERM', name)
+      }
+      t.deepEqual(withIds(closed), [])
+    }
+  }
+  // Every other mode is as it was, the sticky bit too.
+  for (const mode of ['644', '755', '1777', '0']) {
+    const directory = scratch(t)
+    await using sandbox = await Sandbox.create(attackable().bind(directory, '/out', { writable: true }))
+    const tried = await inside(sandbox, ['files', 'modes', '/out', mode])
+    t.deepEqual(
+      there(tried).filter((name) => tried.get(name) !== 'done'),
+      [],
+      mode,
+    )
+    t.true(tried.size >= 12)
+  }
+})
+
+attack('what copies, unpacks, installs and compiles works in a writable bind', async (t) => {
+  const directory = scratch(t)
+  await using sandbox = await Sandbox.create(
+    policy('host-system').bind(directory, '/out', { writable: true, exec: true }),
+  )
+  const work = `
+    set -e; cd /out; mkdir -m 1777 sticky; mkdir -p a/b; echo text > a/b/file; chmod 640 a/b/file; chmod u+x,g-r a/b/file
+    cp -a a copied; install -m 755 a/b/file installed; tar cf a.tar a; mkdir there; tar xpf a.tar -C there
+    printf 'int main(void) { return 0; }' > main.c; gcc -o main main.c; ./main
+    stat -c %a copied/b/file there/a/b/file installed main sticky
+    if command -v git > /dev/null; then export HOME=/out; git init -q repository; fi
+    if command -v python3 > /dev/null; then python3 -c 'import shutil, tempfile; shutil.copytree("a", "tree"); tempfile.TemporaryFile(dir=".")'; fi
+    if chmod u+s main || chmod g+s sticky || install -m 4755 main privileged; then exit 1; fi`
+  const result = await sandbox.run('sh', ['-c', work])
+  t.is(result.exitCode, 0, result.stderr)
+  t.is(result.stdout.trim(), '700\n700\n755\n755\n1777')
+  t.deepEqual(withIds(directory), [])
+})
 
 /** What {@link program}'s `ids` says when nobody in particular runs this copy of it. */
 const as = async (file: string): Promise<string> => {

@@ -12,7 +12,7 @@ import test from 'ava'
 
 import { policy, Sandbox } from '../../index.ts'
 import { BOUNDED, have, scratch } from '../helpers.ts'
-import { attack, attackable, filters, program } from './support.ts'
+import { attack, attackable, filters, inside, program } from './support.ts'
 
 /** How much of something a program gets outside, right now. */
 const free = (what: string, cap: number): { count: number; why: string } => {
@@ -75,6 +75,29 @@ serially('of what is counted for the whole machine the filter lets nobody have a
   t.regex(stdout, /^aio [12] /, `of ${most}`)
   await using closed = await Sandbox.create(attackable())
   t.is((await closed.run('/attack', ['exhaust', 'aio', '2'])).stdout, 'aio 0 EPERM')
+})
+
+attack('no semaphores are left that would take the kernel long to undo', async (t) => {
+  await using open = await Sandbox.create(attackable('unfiltered'))
+  t.is((await open.run('/attack', ['exhaust', 'semaphores', '4'])).stdout, 'semaphores 4 cap')
+  await using closed = await Sandbox.create(attackable())
+  t.is((await closed.run('/attack', ['exhaust', 'semaphores', '4'])).stdout, 'semaphores 0 EINVAL')
+  t.is((await closed.run('/attack', ['exhaust', 'few-semaphores', '100'])).stdout, 'few-semaphores 100 cap')
+})
+
+attack("nobody waits for the whole machine's data to be written", async (t) => {
+  await using open = await Sandbox.create(attackable('unfiltered'))
+  const free = await inside(open, ['files', 'syncs'])
+  t.deepEqual([...free.values()], ['EBADF', 'EBADF', 'EBADF'])
+  await using closed = await Sandbox.create(attackable())
+  const found = await inside(closed, ['files', 'syncs'])
+  t.deepEqual([...found.values()], ['done', 'EBADF', 'EBADF'], "one's own files are")
+  // Nobody notices.
+  const { exitCode, stderr } = await closed.run('sh', [
+    '-c',
+    'sync && echo x > /tmp/x && sync /tmp/x && sync -f /tmp/x',
+  ])
+  t.is(exitCode, 0, stderr)
 })
 
 attack('descriptors, pipes and terminals end at the limit of the nest, and others have theirs', async (t) => {

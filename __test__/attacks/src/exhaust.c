@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
+#include <sys/sem.h>
 #include <time.h>
 
 /** One more of it; negative when there is no more. */
@@ -35,6 +36,12 @@ static long one_more(const char *what, long number) {
   if (strcmp(what, "aio") == 0) {
     unsigned long context = 0;
     return syscall(SYS_io_setup, 1024, &context);
+  }
+  if (strcmp(what, "semaphores") == 0 || strcmp(what, "few-semaphores") == 0) {
+    // Sets that are walked, all of each, when this process ends.
+    int set = semget(IPC_PRIVATE, *what == 'f' ? 250 : 32000, 0600);
+    struct sembuf up = {.sem_num = 7, .sem_op = 1, .sem_flg = SEM_UNDO};
+    return set < 0 ? -1 : semop(set, &up, 1);
   }
   if (strcmp(what, "memory") == 0) {
     // A mebibyte at a time, touched.

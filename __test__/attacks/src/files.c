@@ -6,6 +6,7 @@
 
 #include <dirent.h>
 #include <linux/capability.h>
+#include <linux/openat2.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
@@ -124,6 +125,57 @@ static void ids(void) {
   dprintf(1, "euid %u\negid %u\ncapabilities %.16s\n", geteuid(), getegid(), effective == NULL ? "" : effective + 8);
 }
 
+enum way { CHMOD, FCHMOD, FCHMODAT, FCHMODAT2, CREAT, MKNOD, MKNODAT, OPEN, OPENAT, OPENAT2, TMPFILE, MKDIR };
+
+/** A file of this mode, made so or changed; 0 or -1. It stays where it is. */
+static long with_mode(const char *directory, const char *name, enum way way, mode_t mode) {
+  char path[512];
+  snprintf(path, sizeof path, "%s/%s", directory, name);
+  struct open_how how = {.flags = O_CREAT | O_RDWR, .mode = mode};
+  int fd = -1;
+  umask(0);
+  if (way <= FCHMODAT2 && (fd = open(path, O_CREAT | O_RDWR, 0600)) < 0) return -1;
+  long result = -1;
+  switch (way) {
+#ifdef SYS_chmod
+    case CHMOD: result = syscall(SYS_chmod, path, mode); break;
+    case CREAT: result = fd = syscall(SYS_creat, path, mode); break;
+    case MKNOD: result = syscall(SYS_mknod, path, S_IFREG | mode, 0); break;
+    case OPEN: result = fd = syscall(SYS_open, path, O_CREAT | O_RDWR, mode); break;
+#else
+    case CHMOD: case CREAT: case MKNOD: case OPEN: errno = ENOSYS; break;
+#endif
+    case FCHMOD: result = syscall(SYS_fchmod, fd, mode); break;
+    case FCHMODAT: result = syscall(SYS_fchmodat, AT_FDCWD, path, mode); break;
+    case FCHMODAT2: result = syscall(452, AT_FDCWD, path, mode, 0); break;
+    case MKNODAT: result = syscall(SYS_mknodat, AT_FDCWD, path, S_IFREG | mode, 0); break;
+    case OPENAT: result = fd = syscall(SYS_openat, AT_FDCWD, path, O_CREAT | O_RDWR, mode); break;
+    case OPENAT2: result = fd = syscall(SYS_openat2, AT_FDCWD, path, &how, sizeof how); break;
+    case TMPFILE: result = fd = syscall(SYS_openat, AT_FDCWD, directory, O_TMPFILE | O_RDWR, mode); break;
+    case MKDIR: result = syscall(SYS_mkdirat, AT_FDCWD, path, mode); break;
+  }
+  struct stat found;
+  if (result < 0 || (fd < 0 ? stat(path, &found) : fstat(fd, &found)) != 0) return -1;
+  errno = ENODATA;
+  return (found.st_mode & 07777) == mode ? 0 : -1;
+}
+
+/** By every call that has a mode. */
+static void modes(const char *directory, mode_t mode) {
+  TRY("chmod", with_mode(directory, "chmod", CHMOD, mode));
+  TRY("fchmod", with_mode(directory, "fchmod", FCHMOD, mode));
+  TRY("fchmodat", with_mode(directory, "fchmodat", FCHMODAT, mode));
+  TRY("fchmodat2", with_mode(directory, "fchmodat2", FCHMODAT2, mode));
+  TRY("creat", with_mode(directory, "creat", CREAT, mode));
+  TRY("mknod", with_mode(directory, "mknod", MKNOD, mode));
+  TRY("mknodat", with_mode(directory, "mknodat", MKNODAT, mode));
+  TRY("open", with_mode(directory, "open", OPEN, mode));
+  TRY("openat", with_mode(directory, "openat", OPENAT, mode));
+  TRY("openat2", with_mode(directory, "openat2", OPENAT2, mode));
+  TRY("tmpfile", with_mode(directory, "tmpfile", TMPFILE, mode));
+  TRY("mkdir", with_mode(directory, "mkdir", MKDIR, mode));
+}
+
 /** Gives a program file a capability (of changing owners), as setcap(8) does. */
 static long endow(const char *path) {
   unsigned value[5] = {VFS_CAP_REVISION_2 | VFS_CAP_FLAGS_EFFECTIVE, 1 << CAP_CHOWN, 0, 0, 0};
@@ -217,6 +269,13 @@ int files(int argc, char **argv) {
   else if (strcmp(what, "devices") == 0 && argc > 1) devices(argv[1]);
   else if (strcmp(what, "open") == 0 && argc > 1) TRY("open", can_open(argv[1], O_RDONLY));
   else if (strcmp(what, "ids") == 0) ids();
+  else if (strcmp(what, "modes") == 0 && argc > 2) modes(argv[1], strtoul(argv[2], NULL, 8));
+  else if (strcmp(what, "syncs") == 0) {
+    // Of nothing that is open: whoever does not look does not say so.
+    TRY("syncfs", syncfs(-1));
+    TRY("fsync", fsync(-1));
+    TRY("fdatasync", fdatasync(-1));
+  }
   else if (strcmp(what, "locks") == 0 && argc > 1) {
     TRY("flock-shared", lock(argv[1], 0));
     TRY("flock", lock(argv[1], 1));

@@ -144,6 +144,8 @@ impl OwnCalls {
 pub struct Options {
     /// Whether unix sockets can be made, whatever the filter says.
     pub unix_sockets: UnixSockets,
+    /// Whether the mount tree leads to files of the host that can be written to, or can in some launch.
+    pub writable_binds: bool,
     /// What passes by the launch's cookie.
     pub own_calls: OwnCalls,
 }
@@ -230,7 +232,9 @@ fn of_unknown(filter: &Filter) -> Action {
 #[must_use]
 pub fn default_program() -> &'static [u8] {
     static PROGRAM: LazyLock<Vec<u8>> = LazyLock::new(|| {
-        let options = Options { unix_sockets: UnixSockets::Allow, own_calls: OwnCalls::None };
+        // Whatever is there.
+        let options =
+            Options { unix_sockets: UnixSockets::Allow, writable_binds: true, own_calls: OwnCalls::None };
         let filter = preset(Preset::Default).expect("it is a filter");
         compile_filter(filter, options).expect("it is short").to_bytes(0)
     });

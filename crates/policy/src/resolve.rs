@@ -211,8 +211,16 @@ impl Policy {
 /// The policy's filter: one for a template to install, or else one that each launch installs for itself and that is shorter for
 /// it. That this one can be compiled was checked.
 fn compile(policy: &Policy) -> Result<Option<Program>, ResolveError> {
+    // Launches bind to mount points alone, so nothing else leads to the host's files.
+    let writable_binds = policy.mounts.iter().any(|entry| {
+        matches!(
+            entry,
+            MountEntry::Bind { writable: true, .. } | MountEntry::MountPoint { writable: true, .. }
+        )
+    });
     let compile = |own_calls| {
-        filter::compile(&policy.syscalls, filter::Options { unix_sockets: policy.unix_sockets, own_calls })
+        let options = filter::Options { unix_sockets: policy.unix_sockets, writable_binds, own_calls };
+        filter::compile(&policy.syscalls, options)
     };
     match compile(OwnCalls::Template) {
         Ok(program) if program.as_ref().is_none_or(Program::can_be_inherited) => Ok(program),
@@ -519,6 +527,24 @@ mod tests {
         let syscalls = Syscalls::Preset(Preset::Unfiltered);
         let policy = Policy { syscalls, unix_sockets: UnixSockets::Allow, ..empty() };
         assert_eq!(resolve(&policy).expect("resolves").plan.filter, b"");
+    }
+
+    /// Where nothing leads to the host's files no open(2) is looked at.
+    #[test]
+    fn a_filter_knows_of_writable_binds() {
+        let length = |mounts| resolve(&with(empty(), mounts)).expect("resolves").plan.filter.len();
+        let bind = |writable| MountEntry::Bind {
+            source: "/usr".into(),
+            path: "/a".into(),
+            writable,
+            exec: false,
+            optional: false,
+        };
+        let point = |writable| MountEntry::MountPoint { path: "/a".into(), writable, exec: false };
+        let plain = length(Vec::new());
+        assert_eq!((length(vec![bind(false)]), length(vec![point(false)])), (plain, plain));
+        assert!(length(vec![bind(true)]) > plain);
+        assert!(length(vec![point(true)]) > plain);
     }
 
     /// Two plans of one policy have one identity, and each a secret of its own.

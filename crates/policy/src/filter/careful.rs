@@ -4,6 +4,7 @@
 //! alike: nobody who writes `allow('clone')` for the sake of threads, or `allow('ioctl')` for a terminal's size, asks for
 //! user namespaces and for typing into that terminal. A rule with conditions is taken at its word.
 
+use super::Options;
 use super::lower::{Branch, Check, Verdict};
 use super::rules::{Action, Condition, ErrorNumber, Test, Width};
 
@@ -33,8 +34,20 @@ const TIOCSETD: u64 = 0x5423;
 const ADDR_NO_RANDOMIZE: u64 = 0x0004_0000;
 const ASK_PERSONALITY: u64 = 0xffff_ffff;
 
+/// The semaphores of a set, as of old: `SEMMSL` before Linux 3.16.
+const SEMAPHORES: u64 = 250;
+
+/// Modes that make a program run with its file's ids.
+const SET_ID: u64 = (libc::S_ISUID | libc::S_ISGID) as u64;
+
+/// Flags with which open(2) looks at its mode. `O_TMPFILE` has `O_DIRECTORY` in it, which makes nothing.
+const MAKES_FILE: u64 = (libc::O_CREAT | (libc::O_TMPFILE & !libc::O_DIRECTORY)) as u64;
+
+/// It succeeds, and nothing is done.
+const NOTHING: Action = errno(0);
+
 /// What allowing the call of this name without conditions means; none: just that.
-pub(super) fn careful(name: &str) -> Option<Verdict> {
+pub(super) fn careful(name: &str, options: Options) -> Option<Verdict> {
     let verdict = match name {
         "clone" => examine(vec![branch(vec![has_any(0, NEW_NAMESPACES)], EPERM)], Action::Allow),
         "unshare" => {
@@ -71,9 +84,39 @@ pub(super) fn careful(name: &str) -> Option<Verdict> {
             let unix = branch(vec![family(libc::AF_UNIX)], Action::Allow);
             examine(vec![unix], errno(libc::EAFNOSUPPORT))
         }
-        _ => return None,
+        // Who made use of SEM_UNDO has the kernel walk all semaphores of those sets when it ends, 32,000 each by default, and
+        // nothing interrupts that. With few of them an end is no dearer than what led to it. Above its own bound the kernel
+        // says the same.
+        "semget" => {
+            let many = low(1, Test::Above(SEMAPHORES));
+            examine(vec![branch(vec![many], errno(libc::EINVAL))], Action::Allow)
+        }
+        // They wait for everybody's data, not only the caller's (syncfs: of a whole file system, of which a read-only bind is
+        // enough), and nothing ends that wait. No nest outlives the machine, so it is no worse off for what they don't do.
+        "sync" | "syncfs" => Verdict::Act(NOTHING),
+        _ => return files(name, options),
     };
     Some(verdict)
+}
+
+/// Set-user-ID and set-group-ID bits mean nothing inside (no mount has them in force), and all the more outside: of what a
+/// writable bind shows, the owner is the host's root or its user. Under an unprivileged host so is that of files which were
+/// passed, so mode bits are refused under every policy; files by a new name there are only in writable binds, and without any
+/// the kernel need not run the filter for each open(2). mkdir(2) can't set them.
+fn files(name: &str, options: Options) -> Option<Verdict> {
+    let conditions = match name {
+        "chmod" | "fchmod" => vec![has_any(1, SET_ID)],
+        "fchmodat" | "fchmodat2" => vec![has_any(2, SET_ID)],
+        _ if !options.writable_binds => return None,
+        "creat" | "mknod" => vec![has_any(1, SET_ID)],
+        "mknodat" => vec![has_any(2, SET_ID)],
+        "open" => vec![has_any(1, MAKES_FILE), has_any(2, SET_ID)],
+        "openat" => vec![has_any(2, MAKES_FILE), has_any(3, SET_ID)],
+        // Its mode is in memory, where a filter can't look. Programs fall back to openat.
+        "openat2" => return Some(Verdict::Act(errno(libc::ENOSYS))),
+        _ => return None,
+    };
+    Some(examine(vec![branch(conditions, EPERM)], Action::Allow))
 }
 
 /// The families that belong to a network namespace; the others (AF_VSOCK, AF_ALG, AF_PACKET ...) reach parts of the kernel

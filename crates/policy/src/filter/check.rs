@@ -28,7 +28,8 @@ pub fn check(filter: &Filter, unix_sockets: UnixSockets) -> Vec<Issue> {
     if unix_sockets == UnixSockets::None {
         check_sockets(filter, &mut issues);
     }
-    let options = Options { unix_sockets, own_calls: OwnCalls::Launch };
+    // With writable binds it is the longest.
+    let options = Options { unix_sockets, writable_binds: true, own_calls: OwnCalls::Launch };
     if let Err(error) = compile(&Syscalls::Filter(filter.clone()), options) {
         issues.push(Issue::new(&["rules"], error.to_string()));
     }

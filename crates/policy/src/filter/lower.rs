@@ -43,17 +43,17 @@ pub(super) fn lower(filter: &Filter, options: Options) -> BTreeMap<u32, Verdict>
     let numbers = syscalls::numbers().filter_map(|number| Some((number, syscalls::name(number)?)));
     let verdict = |name| {
         let rules = rules.get(name).map_or(&[][..], Vec::as_slice);
-        let verdict = without_unix_sockets(name, by_rules(name, rules, filter.otherwise), options);
+        let verdict = without_unix_sockets(name, by_rules(name, rules, filter.otherwise, options), options);
         with_launch(name, verdict, options)
     };
     numbers.map(|(number, name)| (number, verdict(name))).collect()
 }
 
 /// What the rules that name a call say of it.
-fn by_rules(name: &str, rules: &[&Rule], otherwise: Action) -> Verdict {
+fn by_rules(name: &str, rules: &[&Rule], otherwise: Action, options: Options) -> Verdict {
     let unconditional = rules.iter().position(|rule| rule.when.is_empty());
     let last = match unconditional.map(|index| rules[index].action) {
-        Some(Action::Allow) => careful(name).unwrap_or(Verdict::Act(Action::Allow)),
+        Some(Action::Allow) => careful(name, options).unwrap_or(Verdict::Act(Action::Allow)),
         Some(action) => Verdict::Act(action),
         None => Verdict::Act(otherwise),
     };

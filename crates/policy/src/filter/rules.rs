@@ -64,7 +64,7 @@ pub enum Action {
 pub struct ErrorNumber(i32);
 
 impl ErrorNumber {
-    /// One of libc's constants.
+    /// One of libc's constants, or 0, which no rule can say: the call succeeds, and isn't made.
     pub(crate) const fn of(number: i32) -> Self {
         Self(number)
     }

@@ -8,6 +8,9 @@ use crate::bpf::{ALLOW, ARCHITECTURE, ASK, Call, ERRNO, KILL_PROCESS, REPORT, ev
 
 const EPERM: u32 = ERRNO | libc::EPERM as u32;
 const ENOSYS: u32 = ERRNO | libc::ENOSYS as u32;
+const EINVAL: u32 = ERRNO | libc::EINVAL as u32;
+/// Told to have succeeded.
+const DONE: u32 = ERRNO;
 const EACCES: u32 = ERRNO | libc::EACCES as u32;
 const NO_FAMILY: u32 = ERRNO | libc::EAFNOSUPPORT as u32;
 const NO_PROTOCOL: u32 = ERRNO | libc::EPROTONOSUPPORT as u32;
@@ -20,9 +23,12 @@ mod presets;
 const COOKIE: u64 = 0x0123_4567_89ab_cdef;
 const HIGH: u64 = 0xdead_beef_0000_0000;
 
-const PLAIN: Options = Options { unix_sockets: UnixSockets::Allow, own_calls: OwnCalls::None };
+const PLAIN: Options =
+    Options { unix_sockets: UnixSockets::Allow, writable_binds: false, own_calls: OwnCalls::None };
 const OWN_CALLS: [OwnCalls; 3] = [OwnCalls::None, OwnCalls::Launch, OwnCalls::Template];
-const LAUNCH: Options = Options { unix_sockets: UnixSockets::None, own_calls: OwnCalls::Launch };
+const LAUNCH: Options =
+    Options { unix_sockets: UnixSockets::None, writable_binds: false, own_calls: OwnCalls::Launch };
+const WRITABLE: Options = Options { writable_binds: true, ..LAUNCH };
 
 fn program(filter: &Filter, options: Options) -> Vec<u8> {
     compile_filter(filter, options).expect("is short enough").to_bytes(COOKIE)
@@ -111,7 +117,7 @@ fn agrees(filter: &Filter, options: Options, vectors: &[[u64; 6]]) {
             let found = run(&program, number, arguments);
             assert_eq!(found, expected, "{:?} ({number}) {arguments:x?}", syscalls::name(number));
             if let Some(name) = syscalls::name(number) {
-                if careful::careful(name).is_none() && options.own_calls == OwnCalls::None {
+                if careful::careful(name, options).is_none() && options.own_calls == OwnCalls::None {
                     assert_eq!(found, by_rules(filter, name, arguments), "{name} {arguments:x?}");
                 }
             } else {
@@ -229,11 +235,12 @@ proptest! {
         filter in filters(),
         random in any::<[u64; 6]>(),
         unix in any::<bool>(),
+        writable_binds in any::<bool>(),
         own_calls in prop::sample::select(&OWN_CALLS),
     ) {
         let unix_sockets = if unix { UnixSockets::Allow } else { UnixSockets::None };
         prop_assert_eq!(check(&filter, UnixSockets::Allow), []);
-        agrees(&filter, Options { unix_sockets, own_calls }, &telling(&filter, random));
+        agrees(&filter, Options { unix_sockets, writable_binds, own_calls }, &telling(&filter, random));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::*;
 #[test]
 fn holds_in_a_process() {
     for unix_sockets in [UnixSockets::None, UnixSockets::Allow] {
-        let program = program(default_filter(), Options { unix_sockets, own_calls: OwnCalls::Launch });
+        let program = program(default_filter(), Options { unix_sockets, ..WRITABLE });
         // SAFETY: the child makes system calls only, and ends with one.
         let child = unsafe { libc::fork() };
         if child == 0 {
@@ -63,6 +63,13 @@ fn try_in_child(program: &[u8], unix: bool) -> i32 {
         whole(libc::SYS_prlimit64, [1, 7, 0, 0, 0, (COOKIE ^ 1) as usize]) == libc::EPERM,
         whole(libc::SYS_prlimit64, [i32::MAX as usize, 7, 0, 0, 0, COOKIE as usize]) == libc::ESRCH,
         call(libc::SYS_ioctl, 0, 0x5412, 0) == libc::EPERM,
+        call(libc::SYS_semget, libc::IPC_PRIVATE as usize, 251, 0o600) == libc::EINVAL,
+        // No such descriptor, and nobody looks.
+        call(libc::SYS_syncfs, usize::MAX, 0, 0) == 0,
+        call(libc::SYS_fsync, usize::MAX, 0, 0) == libc::EBADF,
+        call(libc::SYS_fchmod, usize::MAX, 0o4755, 0) == libc::EPERM,
+        call(libc::SYS_fchmod, usize::MAX, 0o755, 0) == libc::EBADF,
+        call(libc::SYS_openat2, 0, 0, 0) == libc::ENOSYS,
     ];
     checks.iter().position(|passed| !passed).map_or(0, |position| 10 + position as i32)
 }
