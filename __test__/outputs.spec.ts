@@ -1,6 +1,6 @@
 // Files that are brought out of a nest after its death: regular ones, whole, bounded, never by way of a link.
 
-import { chmodSync, existsSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 
 import test from 'ava'
@@ -54,6 +54,39 @@ test('to a host file that exists, or a link: refused, and left alone', async (t)
   }
   t.is(readFileSync(there, 'utf8'), 'mine')
   t.false(existsSync(path.join(directory, 'elsewhere')))
+})
+
+test('to a host file whose directory is not there', async (t) => {
+  const to = path.join(scratch(t), 'none', 'copy')
+  const result = await sh({ run }, 'echo hello > /tmp/a', { outputs: { a: { path: '/tmp/a', maxBytes: 100, to } } })
+  t.true(result.failed)
+  t.is(result.outputErrors?.['a']?.errnoName, 'ENOENT')
+})
+
+test('to a host file below a directory that the program replaces by a link', async (t) => {
+  const directory = scratch(t)
+  const job = path.join(directory, 'job')
+  const victim = path.join(directory, 'victim')
+  mkdirSync(path.join(job, 'results'), { recursive: true })
+  mkdirSync(victim)
+  chmodSync(job, 0o777)
+  chmodSync(path.join(job, 'results'), 0o777)
+  const sandbox = await Sandbox.create(policy('host-system').bind(job, '/job', { writable: true }))
+  const script = `echo hello > /tmp/a; mv /job/results /job/moved && ln -s ${victim} /job/results`
+  const result = await sh(sandbox, script, {
+    outputs: { a: { path: '/tmp/a', maxBytes: 100, to: path.join(job, 'results', 'copy') } },
+  })
+  t.false(result.failed)
+  t.deepEqual(result.outputs, { a: { bytes: 6 } })
+  t.is(readFileSync(path.join(job, 'moved', 'copy'), 'utf8'), 'hello\n')
+  t.deepEqual(readdirSync(victim), [])
+  // And where the directory is gone, there is no file.
+  mkdirSync(path.join(job, 'again'))
+  const gone = await sh(sandbox, `echo hello > /tmp/a; rmdir /job/again && ln -s ${victim} /job/again`, {
+    outputs: { a: { path: '/tmp/a', maxBytes: 100, to: path.join(job, 'again', 'copy') } },
+  })
+  t.is(gone.outputErrors?.['a']?.errnoName, 'ENOENT')
+  t.deepEqual(readdirSync(victim), [])
 })
 
 const refused = test.macro<[script: string, errnoName: RegExp, at?: string]>({

@@ -16,7 +16,7 @@ use crate::failure::Failure;
 use crate::ids::OuterIds;
 use crate::nests::Warm;
 use crate::networks::Lent;
-use crate::outputs::{Output, OutputRequest};
+use crate::outputs::{Expected, Output, OutputRequest};
 use crate::policy::{self, PlannedBind, PolicyHandle};
 use crate::server::Questions;
 use crate::stdio::{Fds, Returned};
@@ -399,7 +399,7 @@ pub(crate) struct Launch {
     pub(crate) ids: OuterIds,
     pub(crate) capture: Option<Capture>,
     pub(crate) input: Option<Input>,
-    pub(crate) outputs: Vec<OutputRequest>,
+    pub(crate) outputs: Vec<Expected>,
     pub(crate) pid: i32,
     pub(crate) init_pid: i32,
     pub(crate) started: bool,

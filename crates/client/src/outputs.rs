@@ -2,21 +2,25 @@
 //!
 //! Init opened them after all else of the nest was dead and passed the fds with the result. Promises: only regular files
 //! are read, and never more than the caller's limit and one byte; a host file is only ever made new (nothing is
-//! overwritten, no symlink followed) and is gone again if it could not be completed; an event loop is not held up: files
-//! larger than [`AT_ONCE`], and all that are copied to host files, are read on a thread of their own. Called by the client
-//! when a launch has ended.
+//! overwritten, no symlink followed), in the directory that its path led to before the program ran, and is gone again if it
+//! could not be completed; an event loop is not held up: files larger than [`AT_ONCE`], and all that are copied to host
+//! files, are read on a thread of their own. Called by the client when a launch is requested, and when it has ended.
 
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use nestbox_sys::Errno;
+use nix::fcntl::{OFlag, open, openat};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// The largest file that is read on the event loop's thread: about 30 µs.
 const AT_ONCE: u64 = 256 * 1024;
@@ -59,6 +63,61 @@ impl Output {
     }
 }
 
+/// A file that a launch is to leave, from the request on.
+#[derive(Debug)]
+pub(crate) struct Expected {
+    pub(crate) max_bytes: u64,
+    /// Where it is copied to; `None`: its bytes are returned.
+    pub(crate) to: Option<Target>,
+}
+
+impl From<&OutputRequest> for Expected {
+    fn from(request: &OutputRequest) -> Self {
+        Self { max_bytes: request.max_bytes, to: request.to.as_deref().map(Target::find) }
+    }
+}
+
+/// A host file to make.
+///
+/// Its directory is held from before the program runs: where the program can write to a directory on the way, the path may
+/// lead elsewhere by the time the file is made.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// Its directory; or why there is none, which is told in place of the output.
+    directory: Result<OwnedFd, Errno>,
+    /// Its name there.
+    name: OsString,
+}
+
+impl Target {
+    fn find(to: &Path) -> Self {
+        // What has no last name, as the root, is there already.
+        let Some(name) = to.file_name() else {
+            return Self { directory: Err(Errno::EEXIST), name: OsString::new() };
+        };
+        let parent = match to.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        // O_PATH: a directory need not be readable for a file to be made in it.
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Self { directory: open(parent, flags, Mode::empty()), name: name.into() }
+    }
+
+    fn create(&self) -> io::Result<File> {
+        let directory = self.directory.as_ref().map_err(|&errno| errno)?;
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        Ok(openat(directory, self.name.as_os_str(), flags, Mode::from_bits_truncate(0o666))?.into())
+    }
+
+    fn remove(&self) {
+        if let Ok(directory) = &self.directory {
+            // If even that fails there is nothing more to be done; the error of the copy tells more.
+            let _ = unlinkat(directory, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir);
+        }
+    }
+}
+
 /// One output of one launch, as far as it has come.
 #[derive(Debug)]
 pub(crate) enum Progress {
@@ -68,7 +127,7 @@ pub(crate) enum Progress {
 }
 
 /// Reads a small file at once.
-pub(crate) fn begin(request: &OutputRequest, fd: OwnedFd) -> Progress {
+pub(crate) fn begin(expected: &Expected, fd: OwnedFd) -> Progress {
     let file = File::from(fd);
     let metadata = match file.metadata() {
         Ok(metadata) => metadata,
@@ -77,13 +136,13 @@ pub(crate) fn begin(request: &OutputRequest, fd: OwnedFd) -> Progress {
     if !metadata.is_file() {
         return Progress::Done(Output::failed(Errno::EMEDIUMTYPE));
     }
-    if metadata.len() > request.max_bytes {
+    if metadata.len() > expected.max_bytes {
         return Progress::Done(Output { too_large: true, bytes: metadata.len(), ..Output::default() });
     }
-    if request.to.is_some() || metadata.len() > AT_ONCE {
+    if expected.to.is_some() || metadata.len() > AT_ONCE {
         return Progress::Later(file);
     }
-    Progress::Done(Output::from_result(read(&file, request.max_bytes, metadata.len())))
+    Progress::Done(Output::from_result(read(&file, expected.max_bytes, metadata.len())))
 }
 
 /// Reads at most `max` bytes. Its size is only a guess: a file on a writable bind may grow meanwhile.
@@ -114,17 +173,10 @@ impl Read for Positioned<'_> {
 }
 
 /// Copies a file to a new one.
-fn copy(file: &File, max: u64, to: &PathBuf) -> io::Result<Output> {
-    let mut target = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o666)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(to)?;
-    let copied = copy_into(file, max, &mut target);
+fn copy(file: &File, max: u64, to: &Target) -> io::Result<Output> {
+    let copied = copy_into(file, max, &mut to.create()?);
     if !matches!(copied, Ok(Output { too_large: false, .. })) {
-        // If even that fails there is nothing more to be done; the error of the copy tells more.
-        let _ = fs::remove_file(to);
+        to.remove();
     }
     copied
 }
@@ -152,7 +204,7 @@ pub(crate) struct Job {
     pub(crate) token: u64,
     pub(crate) index: usize,
     pub(crate) file: File,
-    pub(crate) request: OutputRequest,
+    pub(crate) expected: Expected,
 }
 
 /// One that it has read.
@@ -210,11 +262,11 @@ fn work(todo: &Receiver<Job>, results: &Results) {
     // This thread belongs to the host's process: its signals are for others.
     let all = nix::sys::signal::SigSet::all();
     let _ = all.thread_block();
-    for Job { token, index, file, request } in todo {
-        let size = file.metadata().map_or(0, |metadata| metadata.len()).min(request.max_bytes);
-        let output = Output::from_result(match &request.to {
-            Some(to) => copy(&file, request.max_bytes, to),
-            None => read(&file, request.max_bytes, size),
+    for Job { token, index, file, expected: Expected { max_bytes, to } } in todo {
+        let size = file.metadata().map_or(0, |metadata| metadata.len()).min(max_bytes);
+        let output = Output::from_result(match &to {
+            Some(to) => copy(&file, max_bytes, to),
+            None => read(&file, max_bytes, size),
         });
         let finished = Finished { token, index, output };
         results.done.lock().unwrap_or_else(PoisonError::into_inner).push(finished);
@@ -225,9 +277,11 @@ fn work(todo: &Receiver<Job>, results: &Results) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
 
-    fn request(max_bytes: u64, to: Option<PathBuf>) -> OutputRequest {
-        OutputRequest { path: "/tmp/out".into(), max_bytes, to }
+    fn bytes(max_bytes: u64) -> Expected {
+        Expected { max_bytes, to: None }
     }
 
     fn file(content: &[u8]) -> OwnedFd {
@@ -248,12 +302,12 @@ mod tests {
 
     #[test]
     fn small_files_are_read_at_once_and_capped() {
-        let Progress::Done(output) = begin(&request(5, None), file(b"12345")) else { panic!("small") };
+        let Progress::Done(output) = begin(&bytes(5), file(b"12345")) else { panic!("small") };
         assert_eq!(output.content.as_deref(), Some(&b"12345"[..]));
-        let Progress::Done(output) = begin(&request(4, None), file(b"12345")) else { panic!("small") };
+        let Progress::Done(output) = begin(&bytes(4), file(b"12345")) else { panic!("small") };
         assert!(output.too_large && output.content.is_none());
         let directory = File::open("/").expect("root").into();
-        let Progress::Done(output) = begin(&request(4, None), directory) else { panic!("refused") };
+        let Progress::Done(output) = begin(&bytes(4), directory) else { panic!("refused") };
         assert_eq!(output.error, Some(Errno::EMEDIUMTYPE));
     }
 
@@ -267,10 +321,10 @@ mod tests {
     #[test]
     fn large_files_are_read_elsewhere() {
         let content = vec![7; 3 * AT_ONCE as usize];
-        let wanted = request(u64::MAX, None);
+        let wanted = bytes(u64::MAX);
         let Progress::Later(file) = begin(&wanted, file(&content)) else { panic!("large") };
         let reader = Reader::start().expect("thread");
-        reader.submit(Job { token: 3, index: 1, file, request: wanted }).map_err(drop).expect("alive");
+        reader.submit(Job { token: 3, index: 1, file, expected: wanted }).map_err(drop).expect("alive");
         let finished = wait(&reader);
         assert_eq!((finished.token, finished.index), (3, 1));
         assert_eq!(finished.output.content, Some(content));
@@ -279,16 +333,39 @@ mod tests {
     #[test]
     fn a_host_file_is_only_ever_made_new() {
         let directory = tempfile::tempdir().expect("tempdir");
-        let to = directory.path().join("out");
+        let at = |name: &str| Target::find(&directory.path().join(name));
         let source = File::from(file(b"content"));
-        assert_eq!(copy(&source, 7, &to).expect("copied").bytes, 7);
-        assert_eq!(fs::read(&to).expect("there"), b"content");
-        let error = copy(&source, 7, &to).expect_err("exists");
+        assert_eq!(copy(&source, 7, &at("out")).expect("copied").bytes, 7);
+        assert_eq!(fs::read(directory.path().join("out")).expect("there"), b"content");
+        let error = copy(&source, 7, &at("out")).expect_err("exists");
         assert_eq!(error.raw_os_error(), Some(libc::EEXIST));
-        let small = directory.path().join("small");
-        assert!(copy(&source, 6, &small).expect("refused").too_large);
-        assert!(!small.exists(), "removed again");
-        std::os::unix::fs::symlink("elsewhere", directory.path().join("link")).expect("symlink");
-        copy(&source, 7, &directory.path().join("link")).expect_err("not followed");
+        assert!(copy(&source, 6, &at("small")).expect("refused").too_large);
+        assert!(!directory.path().join("small").exists(), "removed again");
+        symlink("elsewhere", directory.path().join("link")).expect("symlink");
+        copy(&source, 7, &at("link")).expect_err("not followed");
+        for (to, errno) in [("none/out", libc::ENOENT), ("out/out", libc::ENOTDIR), ("..", libc::EEXIST)] {
+            let error = copy(&source, 7, &at(to)).expect_err("no directory to make it in");
+            assert_eq!(error.raw_os_error(), Some(errno));
+        }
+    }
+
+    #[test]
+    fn a_host_file_is_made_and_removed_where_its_path_led_at_first() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("results")).expect("made");
+        fs::create_dir(at("elsewhere")).expect("made");
+        let [whole, large] = ["whole", "large"].map(|name| Target::find(&at("results").join(name)));
+        fs::rename(at("results"), at("moved")).expect("moved");
+        symlink("elsewhere", at("results")).expect("symlink");
+        // What a second look at the path would remove.
+        fs::write(at("elsewhere/large"), "another").expect("written");
+        let source = File::from(file(b"content"));
+        copy(&source, 7, &whole).expect("copied");
+        assert!(copy(&source, 6, &large).expect("refused").too_large);
+        assert_eq!(fs::read(at("moved/whole")).expect("there"), b"content");
+        assert!(!at("moved/large").exists(), "removed again");
+        assert!(!at("elsewhere/whole").exists());
+        assert!(at("elsewhere/large").exists());
     }
 }

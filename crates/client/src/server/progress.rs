@@ -15,7 +15,7 @@ use crate::channel::PassedFd;
 use crate::failure::{Code, Failure};
 use crate::hints;
 use crate::launch::{Event, Launch, Launched, NetworkNeed, Pending, Route, Stage};
-use crate::outputs::{self, Job, Output, Progress, Reader};
+use crate::outputs::{self, Expected, Job, Output, Progress, Reader};
 use crate::reactor::{Interest, Key, Kind};
 use crate::symbolizer::{self, Crash};
 use crate::templates::{self, Template};
@@ -353,13 +353,15 @@ impl Client {
         let mut outputs = Vec::with_capacity(launch.outputs.len());
         let mut later = Vec::new();
         let mut fds = fds.into_iter();
-        for (index, request) in launch.outputs.iter().enumerate() {
+        for (index, expected) in launch.outputs.iter_mut().enumerate() {
             let errno = message.output_errnos.get(index).copied().unwrap_or(libc::ENOENT);
             outputs.push(match (errno, if errno == 0 { fds.next() } else { None }) {
-                (0, Some(fd)) => match outputs::begin(request, fd) {
+                (0, Some(fd)) => match outputs::begin(expected, fd) {
                     Progress::Done(output) => Some(output),
                     Progress::Later(file) => {
-                        later.push(Job { token, index, file, request: request.clone() });
+                        // Whoever makes the host file has its directory, and is the last who needs it.
+                        let expected = Expected { max_bytes: expected.max_bytes, to: expected.to.take() };
+                        later.push(Job { token, index, file, expected });
                         None
                     }
                 },

@@ -17,6 +17,7 @@ use crate::launch::{
     Isolation, Launch, LaunchRequest, Launched, NetworkNeed, Pending, Route, Stage, killed_message, tighten,
 };
 use crate::networks::Keeper;
+use crate::outputs::Expected;
 use crate::policy::{self, PlannedBind, PolicyHandle};
 use crate::reactor::{Interest, Key, Kind};
 use crate::stdio::{self, Wired};
@@ -160,7 +161,7 @@ impl Client {
             ids: draft.ids,
             capture,
             input,
-            outputs: request.outputs,
+            outputs: request.outputs.iter().map(Expected::from).collect(),
             pid: 0,
             init_pid: 0,
             started: false,
