@@ -374,5 +374,8 @@ export interface ServerOptions {
   networkPool?: number
 }
 
+/** Has a descriptor that was opened without waiting block again, as the program that gets it expects. */
+export declare function setBlocking(fd: number): void
+
 /** The JSON of a preset's filter. */
 export declare function syscallPreset(name: string): string

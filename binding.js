@@ -773,12 +773,13 @@ if (
   }
 }
 
-const { NativePolicy, Server, checkMountTree, checkPolicy, checkSyscallFilter, examine, syscallPreset } = nativeBinding
+const { NativePolicy, Server, checkMountTree, checkPolicy, checkSyscallFilter, examine, setBlocking, syscallPreset } = nativeBinding
 export { NativePolicy }
 export { Server }
 export { checkMountTree }
 export { checkPolicy }
 export { checkSyscallFilter }
 export { examine }
+export { setBlocking }
 export { syscallPreset }
 export const __napiBindingTarget = __napiLoadedBindingTarget

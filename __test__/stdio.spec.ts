@@ -1,8 +1,17 @@
 // The three descriptors in all their forms, with run().
 
 import { execFileSync } from 'node:child_process'
-import { closeSync, createReadStream, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
-import { open } from 'node:fs/promises'
+import {
+  chmodSync,
+  closeSync,
+  constants,
+  createReadStream,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  writeFileSync,
+} from 'node:fs'
+import { open, readFile } from 'node:fs/promises'
 import { connect, createServer, type Socket } from 'node:net'
 import path from 'node:path'
 import { Readable } from 'node:stream'
@@ -178,6 +187,45 @@ test('stdin: a file that is not there', async (t) => {
   const file = path.join(scratch(t), 'none')
   const error = await t.throwsAsync(run('cat', [], { stdin: { file } }), { instanceOf: SpawnError })
   t.like(error, { errnoName: 'ENOENT', path: file, step: 'open-stdio' })
+})
+
+test('a FIFO that a program left in the place of a file is refused, and nobody waits for its other end', async (t) => {
+  const directory = scratch(t)
+  chmodSync(directory, 0o777)
+  const sandbox = await Sandbox.create(policy('host-system').bind(directory, '/job', { writable: true }))
+  await sh(sandbox, 'mkfifo -m 666 /job/fifo')
+  const file = path.join(directory, 'fifo')
+  // As many as the pool has threads: the host's own files would have to wait for them.
+  const launches = Array.from({ length: 4 }, () => sandbox.run('cat', [], { stdin: { file } }))
+  const ended = Promise.allSettled(launches)
+  t.truthy(await readFile('/etc/passwd'))
+  const outcomes = [...(await ended), ...(await Promise.allSettled([sandbox.run('true', [], { stdout: { file } })]))]
+  for (const outcome of outcomes) {
+    const reason: unknown = outcome.status === 'rejected' ? outcome.reason : undefined
+    t.true(reason instanceof SpawnError)
+    const hint = 'If it is a FIFO that you mean, open it yourself and pass { fd }'
+    t.like(reason, { step: 'open-stdio', path: file, hint })
+  }
+  // One with a reader can be opened for writing, and is refused all the same.
+  const fd = openSync(file, constants.O_RDONLY | constants.O_NONBLOCK)
+  await t.throwsAsync(run('true', [], { stderr: { file, append: true } }), { message: /it is a FIFO/ })
+  t.is((await run('cat', [], { stdin: { fd } })).stdout, '', 'unless the caller has opened it')
+  closeSync(fd)
+})
+
+test('a file and a device block, as a program expects', async (t) => {
+  const file = path.join(scratch(t), 'log')
+  // The last digits but three of the flags: O_NONBLOCK is 04000.
+  const script = String.raw`for fd in 0 1 2; do sed -n 's/^flags:\s*//p' /proc/self/fdinfo/$fd; done > /tmp/flags`
+  const { outputs } = await sh({ run }, script, {
+    stdin: { file: '/dev/zero' },
+    stdout: { file, append: true },
+    stderr: { file: '/dev/null' },
+    outputs: { flags: { path: '/tmp/flags', maxBytes: 100 } },
+  })
+  const flags = Buffer.from(outputs.flags).toString().trim().split('\n')
+  t.is(flags.length, 3)
+  for (const value of flags) t.is(Number.parseInt(value, 8) & constants.O_NONBLOCK, 0, value)
 })
 
 // ---- out ----------------------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 // One launch, from the moment it may start until its result: opens what must be opened, hands the request to the core,
 // makes the streams, listens to the abort signal, and settles its promises exactly once, when the nest is dead.
 
-import { close, open } from 'node:fs'
+import { close, constants, fstatSync, open } from 'node:fs'
 import type { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import type { NativeAsked, NativeEnded, NativeFailure, NativeLaunched, NativeLearned } from '#binding'
 
+import { native } from '../binding.ts'
 import type { Connection, LaunchMessage, Listener } from '../connection.ts'
 import { exitEvent, violationEvent } from '../diagnostics.ts'
 import {
@@ -18,6 +19,7 @@ import {
   RequestError,
   requestError,
   SpawnError,
+  type SpawnFailure,
 } from '../errors.ts'
 import { signalNumber } from '../signals.ts'
 import { decide, handlerFailure } from '../supervision/handler.ts'
@@ -238,18 +240,17 @@ export class Flight implements Listener {
     if (!this.#settled) this.#launch(connection, message)
   }
 
-  #open({ file, flags }: OpenFile): Promise<number> {
-    return new Promise((resolve, reject) => {
-      open(file, flags, 0o666, (error, fd) => {
-        if (error) {
-          reject(openError(file, error))
-          return
-        }
-        if (this.#settled) close(fd)
-        else this.#opened.push(fd)
-        resolve(fd)
-      })
-    })
+  async #open({ file, flags }: OpenFile): Promise<number> {
+    const fd = await openAtOnce(file, flags)
+    // It may have been aborted meanwhile, and whoever did that has their answer.
+    if (this.#settled) {
+      close(fd)
+      throw abortedBefore(this.request)
+    }
+    this.#opened.push(fd)
+    if (fstatSync(fd).isFIFO()) throw fifoError(file)
+    native().setBlocking(fd)
+    return fd
   }
 
   #launch(connection: Connection, message: LaunchMessage): void {
@@ -521,17 +522,38 @@ const putDescriptor = (message: LaunchMessage, target: number, fd: number): void
   }
 }
 
-const openError = (file: string, error: NodeJS.ErrnoException): NestboxError =>
+/**
+ * Opens a host file without waiting for anybody. Whoever opens a FIFO waits for its other end, and here that would be a thread
+ * of the pool that all of the host's files share; a sandboxee that can write to a directory on the way can have one there.
+ */
+const openAtOnce = (file: string, flags: number): Promise<number> =>
+  new Promise((resolve, reject) => {
+    open(file, flags | constants.O_NONBLOCK | constants.O_NOCTTY, 0o666, (error, fd) => {
+      if (error) reject(openError(file, error))
+      else resolve(fd)
+    })
+  })
+
+const openError = (file: string, error: NodeJS.ErrnoException): NestboxError => {
+  const message = `The host file ${file} could not be opened: ${error.message}. It failed at the step 'open-stdio'.`
+  const failure: SpawnFailure = {
+    errno: Math.abs(error.errno ?? 0),
+    errnoName: error.code ?? '',
+    syscall: 'open',
+    step: 'open-stdio',
+    path: file,
+  }
+  // What a FIFO that nobody reads says to whoever does not wait.
+  if (error.code !== 'ENXIO') return new SpawnError(message, failure, { cause: error })
+  return new SpawnError(`${message} ${FIFO_HINT}.`, { ...failure, hint: FIFO_HINT }, { cause: error })
+}
+
+const FIFO_HINT = 'If it is a FIFO that you mean, open it yourself and pass { fd }'
+
+const fifoError = (file: string): NestboxError =>
   new SpawnError(
-    `The host file ${file} could not be opened: ${error.message}. It failed at the step 'open-stdio'.`,
-    {
-      errno: Math.abs(error.errno ?? 0),
-      errnoName: error.code ?? '',
-      syscall: 'open',
-      step: 'open-stdio',
-      path: file,
-    },
-    { cause: error },
+    `The host file ${file} was not passed: it is a FIFO. It failed at the step 'open-stdio'. ${FIFO_HINT}.`,
+    { errno: 0, errnoName: '', syscall: '', step: 'open-stdio', path: file, hint: FIFO_HINT },
   )
 
 /** @throws `RequestError`, if the whole of a caller's stream can't be had from it */

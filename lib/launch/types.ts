@@ -23,11 +23,16 @@ export interface PassedFd {
 
 /**
  * Where stdin comes from: `'pipe'` a stream of the sandboxee, `'ignore'` nowhere, `'inherit'` the host's own stdin, a host
- * file, an open descriptor.
+ * file, an open descriptor. A `file` must not be a FIFO: open that yourself and pass `{ fd }`. The host follows symlinks, so a
+ * path below a directory that a sandboxee can write to may lead elsewhere.
  */
 export type StdioIn = 'pipe' | 'ignore' | 'inherit' | FileHandle | { file: string } | PassedFd
 
-/** Where stdout or stderr goes to. A `file` is truncated unless `append` is set, and made if it is missing. */
+/**
+ * Where stdout or stderr goes to. A `file` is truncated unless `append` is set, and made if it is missing. It must not be a
+ * FIFO: open that yourself and pass `{ fd }`. The host follows symlinks, so a path below a directory that a sandboxee can write
+ * to may lead elsewhere.
+ */
 export type StdioOut =
   | 'pipe'
   | 'ignore'
@@ -64,7 +69,11 @@ export interface OutputFile {
   path: string
   /** A larger file is not brought out. Counted while reading. */
   maxBytes: Size
-  /** Write it to this new host file instead of giving its bytes. It must not exist. */
+  /**
+   * Write it to this new host file instead of giving its bytes. It must not exist; its directory must, and is looked up before
+   * the program runs. What leads there is followed, so a path below a directory that another sandboxee can write to may lead
+   * elsewhere.
+   */
   to?: string | undefined
   /**
    * It is no failure if there is no such file.

@@ -58,6 +58,6 @@ pub use nests::Warm;
 pub use outputs::{Output, OutputRequest};
 pub use policy::{PolicyHandle, check_policy, check_syscall_filter, syscall_preset};
 pub use server::{Client, Options, Stats};
-pub use stdio::{COMMS_FD, Comms, Extra, Fds, Returned, Stdio};
+pub use stdio::{COMMS_FD, Comms, Extra, Fds, Returned, Stdio, block};
 pub use symbolizer::Crash;
 pub use syscall::{Address, Answer, Kind, Learned, Memory, Supervision, SystemCall, Use};

@@ -167,6 +167,19 @@ fn non_blocking(fd: OwnedFd, access: OFlag) -> Result<OwnedFd, Failure> {
     Ok(fd)
 }
 
+/// Has an fd of the caller's block again. Who opened a file for a program without waiting for anybody passes what the program
+/// expects; the flag belongs to the open file, which both share.
+pub fn block(raw: RawFd) -> Result<(), Errno> {
+    if raw < 0 {
+        return Err(Errno::EBADF);
+    }
+    // SAFETY: only lent for the calls below, which answer EBADF for what is no open fd.
+    let fd = unsafe { BorrowedFd::borrow_raw(raw) };
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
 /// Makes all that a launch needs. `owner`: see [`pipe`]. A standard stream that is not passed is `/dev/null` inside.
 pub(crate) fn wire(fds: &Fds<'_>, owner: Option<(u32, u32)>) -> Result<Wired, Failure> {
     let mut wired = Wired {
@@ -324,6 +337,18 @@ mod tests {
         }
         check(null().as_raw_fd(), 5, true).expect("harmless");
         assert_eq!(check(-1, 5, false).expect_err("no fd").errno, Errno::EBADF);
+    }
+
+    #[test]
+    fn what_was_opened_without_waiting_blocks_again() {
+        let flags = |file: &File| OFlag::from_bits_retain(fcntl(file, FcntlArg::F_GETFL).expect("F_GETFL"));
+        let mut options = File::options();
+        let file = options.append(true).custom_flags(libc::O_NONBLOCK).open("/dev/null").expect("null");
+        let before = flags(&file);
+        assert!(before.contains(OFlag::O_APPEND | OFlag::O_NONBLOCK));
+        block(file.as_raw_fd()).expect("blocks");
+        assert_eq!(flags(&file), before - OFlag::O_NONBLOCK);
+        assert_eq!(block(-1), Err(Errno::EBADF));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::os::fd::{IntoRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use napi::bindgen_prelude::{Either, Uint8ArraySlice};
+use napi::{Error, Status};
 use napi_derive::napi;
 use nestbox_client::{
     BindRequest, Comms, Extra, Fds, LaunchFile, LaunchRequest, Launched, Limits, OnOverflow, OutputRequest,
@@ -41,6 +42,13 @@ const CHECK_FDS: u32 = 2;
 const REPORT_START: u32 = 4;
 const CRASH_REPORT: u32 = 8;
 const STANDBY: u32 = 16;
+
+/// Has a descriptor that was opened without waiting block again, as the program that gets it expects.
+#[napi(catch_unwind)]
+pub fn set_blocking(fd: i32) -> napi::Result<()> {
+    nestbox_client::block(fd)
+        .map_err(|errno| Error::new(Status::GenericFailure, format!("descriptor {fd}: {errno}")))
+}
 
 /// What few launches have.
 #[napi(object, object_to_js = false)]
