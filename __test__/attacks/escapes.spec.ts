@@ -222,7 +222,7 @@ attack('what copies, unpacks, installs and compiles works in a writable bind', a
     if command -v python3 > /dev/null; then python3 -c 'import shutil, tempfile; shutil.copytree("a", "tree"); tempfile.TemporaryFile(dir=".")'; fi
     if chmod u+s main || chmod g+s sticky || install -m 4755 main privileged; then exit 1; fi`
   const result = await sandbox.run('sh', ['-c', work])
-  t.is(result.exitCode, 0, result.stderr)
+  t.like(result, { status: 'exited', exitCode: 0 }, result.stderr)
   t.is(result.stdout.trim(), '700\n700\n755\n755\n1777')
   t.deepEqual(withIds(directory), [])
 })
