@@ -87,8 +87,8 @@ attack('no semaphores are left that would take the kernel long to undo', async (
 
 attack("nobody waits for the whole machine's data to be written", async (t) => {
   await using open = await Sandbox.create(attackable('unfiltered'))
-  const free = await inside(open, ['files', 'syncs'])
-  t.deepEqual([...free.values()], ['EBADF', 'EBADF', 'EBADF'])
+  const made = await inside(open, ['files', 'syncs'])
+  t.deepEqual([...made.values()], ['EBADF', 'EBADF', 'EBADF'])
   await using closed = await Sandbox.create(attackable())
   const found = await inside(closed, ['files', 'syncs'])
   t.deepEqual([...found.values()], ['done', 'EBADF', 'EBADF'], "one's own files are")

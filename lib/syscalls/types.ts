@@ -64,8 +64,8 @@ export type CpuFences = 'require-fast-fences' | 'allow-slow-fences'
  * what it was given and throws a `PolicyError`.
  *
  * Some calls are dangerous in part: new namespaces by `clone` and `unshare`, `TIOCSTI` by `ioctl`, `AF_VSOCK` by `socket`,
- * init's limits by `prlimit64`, set-user-ID bits by `chmod`. A rule that allows one of them without conditions means the rest, as the default preset
- * does; one with conditions is taken at its word. See `docs/syscall-groups.md`.
+ * init's limits by `prlimit64`, set-user-ID bits by `chmod`. A rule that allows one of them without conditions means the
+ * rest, as the default preset does; one with conditions is taken at its word. See `docs/syscall-groups.md`.
  *
  * On top of every filter: calls of other architectures kill; numbers that this version doesn't know, those of x32 among
  * them, are never allowed; and `unixSockets('none')` holds.

@@ -85,7 +85,7 @@ fn the_default_looks_at_arguments() {
         (None, "fcntl", &[3, 1026], EPERM),
         (None, "io_setup", &[1024], EPERM),
         (None, "semget", &[0, 1, 0o600], ALLOW),
-        (None, "semget", &[0, 250 | HIGH, 0o600], ALLOW),
+        (None, "semget", &[0, HIGH + 250, 0o600], ALLOW),
         (None, "semget", &[0, 251, 0o600], EINVAL),
         (None, "semget", &[0, 32_000, 0o600], EINVAL),
         (None, "semget", &[0, 0xffff_ffff, 0o600], EINVAL),
