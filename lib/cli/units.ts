@@ -30,14 +30,11 @@ export const parseSize = (option: string, text: string): number | null => {
 }
 
 /** A whole number; `null` of `none`. */
-export const parseCount = (option: string, text: string): number | null => {
-  if (text === 'none') return null
-  if (!/^\d+$/.test(text)) throw new UsageError(`--${option}: "${text}" is no whole number, nor none.`)
-  return Number(text)
-}
+export const parseCount = (option: string, text: string): number | null =>
+  text === 'none' ? null : parseNumber(option, text, ', nor none')
 
-/** A whole number where there is no 'none'. */
-export const parseNumber = (option: string, text: string): number => {
-  if (!/^\d+$/.test(text)) throw new UsageError(`--${option}: "${text}" is no whole number.`)
+/** A whole number where there is no 'none'; `otherwise` is what else there is. */
+export const parseNumber = (option: string, text: string, otherwise = ''): number => {
+  if (!/^\d+$/.test(text)) throw new UsageError(`--${option}: "${text}" is no whole number${otherwise}.`)
   return Number(text)
 }

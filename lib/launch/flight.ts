@@ -528,7 +528,7 @@ const putDescriptor = (message: LaunchMessage, target: number, fd: number): void
  */
 const openAtOnce = (file: string, flags: number): Promise<number> =>
   new Promise((resolve, reject) => {
-    open(file, flags | constants.O_NONBLOCK | constants.O_NOCTTY, 0o666, (error, fd) => {
+    open(file, flags | constants.O_NONBLOCK, 0o666, (error, fd) => {
       if (error) reject(openError(file, error))
       else resolve(fd)
     })
