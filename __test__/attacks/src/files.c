@@ -162,18 +162,11 @@ static long with_mode(const char *directory, const char *name, enum way way, mod
 
 /** By every call that has a mode. */
 static void modes(const char *directory, mode_t mode) {
-  TRY("chmod", with_mode(directory, "chmod", CHMOD, mode));
-  TRY("fchmod", with_mode(directory, "fchmod", FCHMOD, mode));
-  TRY("fchmodat", with_mode(directory, "fchmodat", FCHMODAT, mode));
-  TRY("fchmodat2", with_mode(directory, "fchmodat2", FCHMODAT2, mode));
-  TRY("creat", with_mode(directory, "creat", CREAT, mode));
-  TRY("mknod", with_mode(directory, "mknod", MKNOD, mode));
-  TRY("mknodat", with_mode(directory, "mknodat", MKNODAT, mode));
-  TRY("open", with_mode(directory, "open", OPEN, mode));
-  TRY("openat", with_mode(directory, "openat", OPENAT, mode));
-  TRY("openat2", with_mode(directory, "openat2", OPENAT2, mode));
-  TRY("tmpfile", with_mode(directory, "tmpfile", TMPFILE, mode));
-  TRY("mkdir", with_mode(directory, "mkdir", MKDIR, mode));
+  static const char *const names[] = {[CHMOD] = "chmod",     [FCHMOD] = "fchmod",   [FCHMODAT] = "fchmodat",
+                                      [FCHMODAT2] = "fchmodat2", [CREAT] = "creat",   [MKNOD] = "mknod",
+                                      [MKNODAT] = "mknodat", [OPEN] = "open",       [OPENAT] = "openat",
+                                      [OPENAT2] = "openat2", [TMPFILE] = "tmpfile", [MKDIR] = "mkdir"};
+  for (enum way way = CHMOD; way <= MKDIR; way += 1) TRY(names[way], with_mode(directory, names[way], way, mode));
 }
 
 /** Gives a program file a capability (of changing owners), as setcap(8) does. */
