@@ -167,14 +167,16 @@ fn non_blocking(fd: OwnedFd, access: OFlag) -> Result<OwnedFd, Failure> {
     Ok(fd)
 }
 
+/// A number of the caller's as an fd, for calls which answer EBADF for what is no open one.
+fn lent<'fd>(raw: RawFd) -> Result<BorrowedFd<'fd>, Errno> {
+    // SAFETY: no negative number, and nothing is closed by it.
+    if raw < 0 { Err(Errno::EBADF) } else { Ok(unsafe { BorrowedFd::borrow_raw(raw) }) }
+}
+
 /// Has an fd of the caller's block again. Who opened a file for a program without waiting for anybody passes what the program
 /// expects; the flag belongs to the open file, which both share.
 pub fn block(raw: RawFd) -> Result<(), Errno> {
-    if raw < 0 {
-        return Err(Errno::EBADF);
-    }
-    // SAFETY: only lent for the calls below, which answer EBADF for what is no open fd.
-    let fd = unsafe { BorrowedFd::borrow_raw(raw) };
+    let fd = lent(raw)?;
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
     Ok(())
@@ -280,13 +282,8 @@ pub(crate) fn check(raw: RawFd, number: u32, strict: bool) -> Result<(), Failure
     let refuse = |code, syscall, errno| {
         Err(Failure::system(code, Step::MapFds, syscall, errno).on(format!("fd {raw} (for fd {number})")))
     };
-    if raw < 0 {
-        return refuse(Code::Request, "fstat", Errno::EBADF);
-    }
-    // SAFETY: only lent for the calls below, which answer EBADF for what is no open fd.
-    let fd = unsafe { BorrowedFd::borrow_raw(raw) };
-    let status = match fstat(fd) {
-        Ok(status) => status,
+    let (fd, status) = match lent(raw).and_then(|fd| Ok((fd, fstat(fd)?))) {
+        Ok(found) => found,
         Err(errno) => return refuse(Code::Request, "fstat", errno),
     };
     if !strict {

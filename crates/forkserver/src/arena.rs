@@ -13,6 +13,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::UnsafeCell;
+use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
@@ -39,17 +40,20 @@ pub(crate) fn give_back() {
 
 /// So much memory that is not there in whoever is cloned from this process: to write to it after a clone copies nothing.
 pub(crate) fn unshared(length: usize) -> Result<&'static mut [MaybeUninit<u8>], Errno> {
-    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    // SAFETY: a mapping of its own, wherever there is room.
-    let start = unsafe { libc::mmap(std::ptr::null_mut(), length, access, kind, -1, 0) };
-    if start == libc::MAP_FAILED {
-        return Err(Errno::last());
-    }
+    let start = map(length, libc::PROT_READ | libc::PROT_WRITE)?;
     // Where that is refused it is copied.
     // SAFETY: that mapping.
     let _ = unsafe { libc::madvise(start, length, libc::MADV_DONTFORK) };
     // SAFETY: just mapped, for good, and nobody else knows it.
     Ok(unsafe { std::slice::from_raw_parts_mut(start.cast(), length) })
+}
+
+/// Memory of its own, from the start of a page on.
+pub(crate) fn map(length: usize, access: c_int) -> Result<*mut c_void, Errno> {
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a mapping of its own, wherever there is room.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), length, access, kind, -1, 0) };
+    if start == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(start) }
 }
 
 /// Its state comes first, and so is on the page that is written to anyway.

@@ -55,10 +55,7 @@ pub(crate) fn shed_inheritance() -> Result<(), Fault<'static>> {
 /// The ordinary scheduling class, and no right to another: a host that is in a real-time class, or may enter one, would pass it
 /// on, and a sandboxee there lets nobody run who would end it (sched(7)). To give up needs no privilege.
 fn ordinary_scheduling() {
-    // SAFETY: all-zero is a valid sched_param, and the only one that this policy takes.
-    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-    // SAFETY: a struct of ours.
-    unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const parameters) };
+    let _ = process::set_scheduling(libc::SCHED_OTHER);
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     for resource in [libc::RLIMIT_RTPRIO, libc::RLIMIT_NICE] {
         // SAFETY: a struct of ours.

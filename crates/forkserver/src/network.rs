@@ -88,12 +88,7 @@ pub(crate) fn keep(server: Server, fds: Vec<OwnedFd>) -> Result<Infallible, Faul
 /// Has this process wait until whoever wakes it sleeps: sched(7), `SCHED_BATCH`. A check of several namespaces takes half a
 /// millisecond, which would be the host's event loop's. Nobody ever waits for it; without the policy it is as right.
 fn give_way() {
-    // SAFETY: all-zero is a valid sched_param, and the only one that this policy takes.
-    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-    // SAFETY: a struct of ours.
-    let _ = unsafe {
-        nestbox_sys::syscall!(libc::SYS_sched_setscheduler, 0, libc::SCHED_BATCH, &raw const parameters)
-    };
+    let _ = process::set_scheduling(libc::SCHED_BATCH);
 }
 
 fn failed(id: u64, fault: &Fault<'_>) -> NetworkReply {

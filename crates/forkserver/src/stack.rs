@@ -9,6 +9,8 @@ use std::ffi::c_void;
 
 use nestbox_sys::Errno;
 
+use crate::arena;
+
 /// Three times what is needed, and whole pages of any size that there is (4 to 64 KiB). The largest frames are those of a
 /// parked process, which hold the 18 KiB of what it is sent.
 const SIZE: usize = 64 * 1024;
@@ -16,12 +18,7 @@ const SIZE: usize = 64 * 1024;
 /// Maps one; its high end.
 pub(crate) fn map() -> Result<*mut c_void, Errno> {
     let page = page_size();
-    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a mapping of its own, wherever there is room.
-    let guard = unsafe { libc::mmap(std::ptr::null_mut(), page + SIZE, libc::PROT_NONE, kind, -1, 0) };
-    if guard == libc::MAP_FAILED {
-        return Err(Errno::last());
-    }
+    let guard = arena::map(page + SIZE, libc::PROT_NONE)?;
     let low = guard.wrapping_byte_add(page);
     // SAFETY: all of that mapping but its lowest page.
     if unsafe { libc::mprotect(low, SIZE, libc::PROT_READ | libc::PROT_WRITE) } != 0 {

@@ -286,6 +286,14 @@ pub fn has_ids_to_give() -> Result<bool, Errno> {
     Ok(map.lines().filter_map(count).sum::<u64>() > 1 && setgroups.trim() == "allow")
 }
 
+/// Puts this process into one of the scheduling classes that have no priorities: `SCHED_OTHER`, `SCHED_BATCH` (sched(7)).
+pub fn set_scheduling(class: c_int) -> Result<(), Errno> {
+    // SAFETY: all-zero is a valid sched_param, and the only one that these classes take.
+    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: a struct of ours.
+    unsafe { crate::syscall!(libc::SYS_sched_setscheduler, 0, class, &raw const parameters) }.map(drop)
+}
+
 /// Whether this process acts with another user's or group's rights than those it belongs to: a set-user-ID program, or one
 /// that took on other ids for a while. Whatever it starts keeps the one it belongs to, and the rights of that.
 #[must_use]
