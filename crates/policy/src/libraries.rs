@@ -6,27 +6,22 @@
 //! Of a library that comes in variants for newer processors all are found: which one is taken is decided where it runs.
 //! What a program opens by dlopen(3) is not known here. Called by `resolve`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fs::{self, OpenOptions};
+mod cache;
+mod elf;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fs;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nestbox_protocol::Step;
-use object::elf::{self, FileHeader32, FileHeader64};
-use object::read::elf::{Dyn, FileHeader, ProgramHeader};
-use object::{Endianness, FileKind, ReadCache, ReadRef, StringTable};
 
 use crate::error::ResolveError;
-
-/// glibc's cache of where libraries are.
-const CACHE: &str = "/etc/ld.so.cache";
+use cache::{CACHE, CACHE_MAX, Cache};
+use elf::{Machine, Object, Unreadable};
 
 /// Subdirectories in which glibc looks for variants.
 const VARIANTS: [&str; 3] = ["glibc-hwcaps/x86-64-v4", "glibc-hwcaps/x86-64-v3", "glibc-hwcaps/x86-64-v2"];
-
-/// The largest cache that is read; real ones are some 100 KiB.
-const CACHE_MAX: u64 = 64 << 20;
 
 /// Names that musl has built in.
 const MUSL_BUILT_IN: [&str; 7] = ["c.", "pthread.", "rt.", "m.", "dl.", "util.", "xnet."];
@@ -50,200 +45,6 @@ fn text(path: &Path) -> Result<String, ResolveError> {
             .detail("a path that is not well-formed Unicode")
     })
 }
-
-// ---- one object ----------------------------------------------------------------------------------------------------------
-
-/// What the loader reads of an object.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Object {
-    machine: Machine,
-    interpreter: Option<String>,
-    needed: Vec<String>,
-    name: Option<String>,
-    rpath: Vec<String>,
-    runpath: Option<Vec<String>>,
-    /// Linked with `-z nodefaultlib`: neither the cache nor the default directories are for it.
-    no_defaults: bool,
-}
-
-/// Two objects go together if this is the same of both.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Machine {
-    wide: bool,
-    number: u16,
-}
-
-/// Why a file is no object.
-#[derive(Debug)]
-enum Unreadable {
-    Io(io::Error),
-    NotElf,
-    Malformed(object::read::Error),
-}
-
-impl From<object::read::Error> for Unreadable {
-    fn from(error: object::read::Error) -> Self {
-        Self::Malformed(error)
-    }
-}
-
-impl Object {
-    fn read(path: &str) -> Result<Self, Unreadable> {
-        // Before it is opened: opening a device may do something. Without blocking: it may have become a pipe since.
-        if !fs::metadata(path).map_err(Unreadable::Io)?.is_file() {
-            return Err(Unreadable::NotElf);
-        }
-        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(Unreadable::Io)?;
-        // Reads what is asked for; a library may be hundreds of megabytes.
-        Self::parse(&ReadCache::new(file))
-    }
-
-    fn parse<'data>(data: impl ReadRef<'data>) -> Result<Self, Unreadable> {
-        match FileKind::parse(data) {
-            Ok(FileKind::Elf32) => Self::parse_as::<FileHeader32<Endianness>>(data),
-            Ok(FileKind::Elf64) => Self::parse_as::<FileHeader64<Endianness>>(data),
-            _ => Err(Unreadable::NotElf),
-        }
-    }
-
-    fn parse_as<'data, H: FileHeader>(data: impl ReadRef<'data>) -> Result<Self, Unreadable> {
-        let header = H::parse(data)?;
-        let endian = header.endian()?;
-        let segments = header.program_headers(endian, data)?;
-        let mut object = Self {
-            machine: Machine { wide: header.is_class_64(), number: header.e_machine(endian).0 },
-            ..Self::default()
-        };
-        let mut dynamic: &[H::Dyn] = &[];
-        for segment in segments {
-            if let Some(interpreter) = segment.interpreter(endian, data)? {
-                object.interpreter = Some(String::from_utf8_lossy(interpreter).into_owned());
-            }
-            if let Some(found) = segment.dynamic(endian, data)? {
-                dynamic = found;
-            }
-        }
-        let value = |wanted| {
-            dynamic
-                .iter()
-                .take_while(|entry| entry.d_tag(endian) != elf::DT_NULL)
-                .find(|entry| entry.d_tag(endian) == wanted)
-                .map(|entry| entry.d_val(endian).into())
-        };
-        let (Some(address), Some(size)) = (value(elf::DT_STRTAB), value(elf::DT_STRSZ)) else {
-            return Ok(object);
-        };
-        // The table is named by its address in memory; sections, which name it by offset, may have been stripped.
-        let Some(start) = segments.iter().find_map(|segment| {
-            let (from, length): (u64, u64) =
-                (segment.p_vaddr(endian).into(), segment.p_filesz(endian).into());
-            let offset = address.checked_sub(from).filter(|&offset| offset < length)?;
-            let is_load = segment.p_type(endian) == elf::PT_LOAD;
-            is_load.then(|| segment.p_offset(endian).into().checked_add(offset)).flatten()
-        }) else {
-            return Err(Unreadable::NotElf);
-        };
-        let strings = StringTable::new(data, start, start.saturating_add(size));
-        for entry in dynamic.iter().take_while(|entry| entry.d_tag(endian) != elf::DT_NULL) {
-            let value: u64 = entry.d_val(endian).into();
-            let string = || {
-                let found = u32::try_from(value).ok().and_then(|offset| strings.get(offset).ok());
-                found.map(|bytes| String::from_utf8_lossy(bytes).into_owned()).ok_or(Unreadable::NotElf)
-            };
-            match entry.d_tag(endian) {
-                elf::DT_NEEDED => object.needed.push(string()?),
-                elf::DT_SONAME => object.name = Some(string()?),
-                elf::DT_RPATH => object.rpath = directories(&string()?),
-                elf::DT_RUNPATH => object.runpath = Some(directories(&string()?)),
-                elf::DT_FLAGS_1 => object.no_defaults = value & elf::DF_1_NODEFLIB.0 != 0,
-                _ => {}
-            }
-        }
-        Ok(object)
-    }
-}
-
-fn directories(list: &str) -> Vec<String> {
-    list.split(':').filter(|directory| !directory.is_empty()).map(str::to_owned).collect()
-}
-
-// ---- the loader's cache ---------------------------------------------------------------------------------------------------
-
-/// Where libraries are, by name: ld.so.cache. All entries of a name, since those for other machines are among them, and
-/// variants for newer processors.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Cache {
-    paths: BTreeMap<String, Vec<String>>,
-}
-
-impl Cache {
-    const OLD_MAGIC: &[u8] = b"ld.so-1.7.0\0";
-    const NEW_MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
-
-    /// The whole of what can be read; a cache that can't be is as good as none, as for the loader itself.
-    fn parse(bytes: &[u8]) -> Self {
-        Self::parse_new(bytes).or_else(|| Self::parse_old(bytes)).unwrap_or_default()
-    }
-
-    /// The format since glibc 2.2: offsets of strings count from its header.
-    fn parse_new(bytes: &[u8]) -> Option<Self> {
-        const HEADER: usize = 48;
-        const ENTRY: usize = 24;
-        if !bytes.starts_with(Self::NEW_MAGIC) {
-            return None;
-        }
-        let count = word(bytes, 20)?;
-        let entries = bytes.get(HEADER..)?.chunks_exact(ENTRY).take(count);
-        Some(Self::collect(entries.map(|entry| (entry, bytes))))
-    }
-
-    /// The format before that; the new one may follow in the same file, and is then the one to read.
-    fn parse_old(bytes: &[u8]) -> Option<Self> {
-        const HEADER: usize = 16;
-        const ENTRY: usize = 12;
-        if !bytes.starts_with(Self::OLD_MAGIC) {
-            return None;
-        }
-        let count = word(bytes, 12)?;
-        let end = count.checked_mul(ENTRY)?.checked_add(HEADER)?;
-        if let Some(new) = bytes.get(end.next_multiple_of(8)..).and_then(Self::parse_new) {
-            return Some(new);
-        }
-        // Offsets of strings count from the end of the entries.
-        let strings = bytes.get(end..)?;
-        Some(Self::collect(bytes[HEADER..end].chunks_exact(ENTRY).map(|entry| (entry, strings))))
-    }
-
-    /// Both kinds of entry begin with flags, name and path.
-    fn collect<'a>(entries: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
-        let mut cache = Self::default();
-        for (entry, strings) in entries {
-            let string = |at| word(entry, at).and_then(|offset| c_string(strings, offset));
-            if let (Some(name), Some(path)) = (string(4), string(8)) {
-                let paths: &mut Vec<String> = cache.paths.entry(name.to_owned()).or_default();
-                if path.starts_with('/') && !paths.iter().any(|known| known == path) {
-                    paths.push(path.to_owned());
-                }
-            }
-        }
-        cache
-    }
-}
-
-/// Four bytes in the machine's order, which is the one that ldconfig(8) writes.
-fn word(bytes: &[u8], at: usize) -> Option<usize> {
-    let bytes = bytes.get(at..at.checked_add(4)?)?;
-    Some(u32::from_ne_bytes(bytes.try_into().ok()?) as usize)
-}
-
-fn c_string(bytes: &[u8], at: usize) -> Option<&str> {
-    let bytes = bytes.get(at..)?;
-    let end = bytes.iter().position(|&byte| byte == 0)?;
-    std::str::from_utf8(&bytes[..end]).ok()
-}
-
-// ---- the search ------------------------------------------------------------------------------------------------------------
 
 /// An object that would be loaded.
 struct Loaded {
@@ -429,7 +230,7 @@ impl Search {
     fn expand(&self, path: &str, index: usize) -> Vec<String> {
         let origin = Path::new(&self.loaded[index].path).parent().and_then(Path::to_str).unwrap_or("/");
         let path = path.replace("${ORIGIN}", origin).replace("$ORIGIN", origin);
-        let triplet = triplet(self.machine);
+        let triplet = self.machine.triplet();
         let words = |path: String, word: &str, values: &[&str]| -> Vec<String> {
             let (plain, braced) = (format!("${word}"), format!("${{{word}}}"));
             if !path.contains(&plain) && !path.contains(&braced) {
@@ -472,23 +273,10 @@ fn is_built_in(name: &str) -> bool {
         .is_some_and(|name| MUSL_BUILT_IN.iter().any(|built_in| name.starts_with(built_in)))
 }
 
-/// As Debian names its directories.
-fn triplet(machine: Machine) -> &'static str {
-    match (elf::Machine(machine.number), machine.wide) {
-        (elf::EM_X86_64, true) => "x86_64-linux-gnu",
-        (elf::EM_X86_64, false) => "x86_64-linux-gnux32",
-        (elf::EM_386, _) => "i386-linux-gnu",
-        (elf::EM_AARCH64, _) => "aarch64-linux-gnu",
-        (elf::EM_ARM, _) => "arm-linux-gnueabihf",
-        (elf::EM_RISCV, _) => "riscv64-linux-gnu",
-        _ => "unknown-linux-gnu",
-    }
-}
-
 /// Where glibc looks last. Which of them it does depends on the distribution; a file of the right machine in another is
 /// not found by the loader there, but does no harm here.
 fn default_directories(machine: Machine) -> Vec<String> {
-    let triplet = triplet(machine);
+    let triplet = machine.triplet();
     let width = if machine.wide { "64" } else { "32" };
     let mut directories = vec![format!("/lib/{triplet}"), format!("/usr/lib/{triplet}")];
     directories.extend([format!("/lib{width}"), format!("/usr/lib{width}")]);
@@ -605,80 +393,6 @@ mod tests {
         for length in [4, 16, 63, 64, 100, 1000, whole.len() / 2] {
             fs::write(&script, &whole[..length]).expect("writes");
             let _ = of(&script);
-        }
-    }
-
-    fn word(value: usize) -> [u8; 4] {
-        (value as u32).to_ne_bytes()
-    }
-
-    /// A cache in the new format, its strings counted from its start.
-    fn new_cache(entries: &[(&str, &str)]) -> Vec<u8> {
-        let strings_at = 48 + 24 * entries.len();
-        let (mut table, mut strings) = (Vec::new(), Vec::new());
-        for (name, path) in entries {
-            table.extend(word(0x303));
-            for text in [name, path] {
-                table.extend(word(strings_at + strings.len()));
-                strings.extend(text.bytes().chain([0]));
-            }
-            table.extend([0; 12]);
-        }
-        let mut cache = Cache::NEW_MAGIC.to_vec();
-        cache.extend(word(entries.len()));
-        cache.extend(word(strings.len()));
-        cache.extend([0; 20]);
-        [cache, table, strings].concat()
-    }
-
-    fn old_cache(entries: &[(&str, &str)]) -> Vec<u8> {
-        let (mut table, mut strings) = (Vec::new(), Vec::new());
-        for (name, path) in entries {
-            table.extend(word(3));
-            for text in [name, path] {
-                table.extend(word(strings.len()));
-                strings.extend(text.bytes().chain([0]));
-            }
-        }
-        let mut cache = Cache::OLD_MAGIC.to_vec();
-        cache.extend(word(entries.len()));
-        [cache, table, strings].concat()
-    }
-
-    #[test]
-    fn reads_caches() {
-        let entries = [("liba.so", "/lib/liba.so"), ("liba.so", "/lib32/liba.so"), ("libb.so", "/b")];
-        for cache in [Cache::parse(&new_cache(&entries)), Cache::parse(&old_cache(&entries))] {
-            assert_eq!(cache.paths["liba.so"], ["/lib/liba.so", "/lib32/liba.so"]);
-            assert_eq!(cache.paths["libb.so"], ["/b"]);
-        }
-        // Both in one file: the new one counts.
-        let mut both = old_cache(&[]);
-        both.resize(both.len().next_multiple_of(8), 0);
-        both.extend(new_cache(&entries));
-        assert_eq!(Cache::parse(&both), Cache::parse(&new_cache(&entries)));
-        assert_eq!(Cache::parse(b"nothing of the kind"), Cache::default());
-    }
-
-    #[test]
-    fn reads_broken_caches() {
-        for whole in [new_cache(&[("liba.so", "/liba.so")]), old_cache(&[("liba.so", "/liba.so")])] {
-            for length in 0..whole.len() {
-                let _ = Cache::parse(&whole[..length]);
-            }
-            for at in 0..whole.len() {
-                let mut broken = whole.clone();
-                broken[at] = 0xff;
-                let _ = Cache::parse(&broken);
-            }
-        }
-    }
-
-    #[test]
-    fn reads_this_hosts_cache() {
-        if let Ok(bytes) = fs::read(CACHE) {
-            let cache = Cache::parse(&bytes);
-            assert!(cache.paths.contains_key("libc.so.6"));
         }
     }
 
