@@ -17,7 +17,7 @@ use std::path::Path;
 use nestbox_protocol::Step;
 
 use crate::error::ResolveError;
-use cache::{CACHE, CACHE_MAX, Cache};
+use cache::{CACHE, Cache};
 use elf::{Machine, Object, Unreadable};
 
 /// Subdirectories in which glibc looks for variants.
@@ -29,7 +29,7 @@ const MUSL_BUILT_IN: [&str; 7] = ["c.", "pthread.", "rt.", "m.", "dl.", "util.",
 /// Absolute paths of all that has to be where it is for the loader to start `binary`, sorted: its interpreter, the
 /// libraries, and the loader's configuration. Nothing for a static binary.
 pub fn of(binary: &Path) -> Result<Vec<String>, ResolveError> {
-    Search::of(&text(binary)?, &|path| fs::read(path).ok())
+    Search::of(&text(binary)?)
 }
 
 /// Whether one of the paths that [`of`] gave is a file that the loader reads, rather than one that it maps.
@@ -68,7 +68,7 @@ struct Search {
 }
 
 impl Search {
-    fn of(binary: &str, read_file: &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<Vec<String>, ResolveError> {
+    fn of(binary: &str) -> Result<Vec<String>, ResolveError> {
         // $ORIGIN of a program is where it really is; that of a library is where it was found.
         let origin = fs::canonicalize(binary)
             .map_err(|error| open_fault(binary, &error))
@@ -84,17 +84,17 @@ impl Search {
             known: BTreeSet::new(),
             found: BTreeSet::new(),
         };
-        search.read_configuration(object.needed.is_empty(), read_file);
+        search.read_configuration(object.needed.is_empty());
         search.loaded.push(Loaded { path: origin, object, by: None });
         search.load_interpreter(binary)?;
         search.run()?;
         Ok(search.found.into_iter().collect())
     }
 
-    fn read_configuration(&mut self, needs_nothing: bool, read_file: &dyn Fn(&str) -> Option<Vec<u8>>) {
+    fn read_configuration(&mut self, needs_nothing: bool) {
         if self.musl {
             let path = self.interpreter.as_deref().and_then(musl_path_file);
-            let configured = path.as_deref().and_then(read_file);
+            let configured = path.as_deref().and_then(|path| fs::read(path).ok());
             self.defaults = match &configured {
                 Some(list) => String::from_utf8_lossy(list).split([':', '\n']).map(str::to_owned).collect(),
                 None => ["/lib", "/usr/local/lib", "/usr/lib"].map(str::to_owned).to_vec(),
@@ -104,9 +104,8 @@ impl Search {
             return;
         }
         self.defaults = default_directories(self.machine);
-        let small = fs::metadata(CACHE).is_ok_and(|metadata| metadata.len() <= CACHE_MAX);
-        if let Some(bytes) = read_file(CACHE).filter(|_| small && !needs_nothing) {
-            self.cache = Cache::parse(&bytes);
+        if !needs_nothing && let Some(cache) = Cache::read() {
+            self.cache = cache;
             self.found.insert(CACHE.to_owned());
         }
     }

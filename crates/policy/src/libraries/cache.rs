@@ -3,12 +3,13 @@
 //! Promises: never panics, whatever is in it; what can't be read is as good as no cache. Called by the search in `libraries`.
 
 use std::collections::BTreeMap;
+use std::fs;
 
 /// Where it is.
 pub(super) const CACHE: &str = "/etc/ld.so.cache";
 
 /// The largest cache that is read; real ones are some 100 KiB.
-pub(super) const CACHE_MAX: u64 = 64 << 20;
+const CACHE_MAX: u64 = 64 << 20;
 
 /// Where libraries are, by name: ld.so.cache. All entries of a name, since those for other machines are among them, and
 /// variants for newer processors.
@@ -21,8 +22,16 @@ impl Cache {
     const OLD_MAGIC: &[u8] = b"ld.so-1.7.0\0";
     const NEW_MAGIC: &[u8] = b"glibc-ld.so.cache1.1";
 
+    /// This host's. None: there is none, or none of a size that one has.
+    pub(super) fn read() -> Option<Self> {
+        if fs::metadata(CACHE).ok()?.len() > CACHE_MAX {
+            return None;
+        }
+        Some(Self::parse(&fs::read(CACHE).ok()?))
+    }
+
     /// The whole of what can be read; a cache that can't be is as good as none, as for the loader itself.
-    pub(super) fn parse(bytes: &[u8]) -> Self {
+    fn parse(bytes: &[u8]) -> Self {
         Self::parse_new(bytes).or_else(|| Self::parse_old(bytes)).unwrap_or_default()
     }
 
@@ -86,7 +95,6 @@ fn c_string(bytes: &[u8], at: usize) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     fn word(value: usize) -> [u8; 4] {
         (value as u32).to_ne_bytes()
