@@ -5,11 +5,9 @@
 
 use std::fmt;
 
-use nestbox_protocol::Plan;
+use nestbox_protocol::{Plan, mount::Kind};
 use prost::Message;
 use sha2::{Digest, Sha256};
-
-use crate::plan::without_identities;
 
 /// A SHA-256 sum; shown in hexadecimal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,10 +43,22 @@ impl fmt::Debug for Hash {
     }
 }
 
+/// The plan with the identities of its sources taken out: its content alone.
+fn without_identities(plan: &Plan) -> Plan {
+    let mut plan = plan.clone();
+    for step in plan.template_mounts.iter_mut().chain(&mut plan.nest_mounts) {
+        if let Some(Kind::Bind(bind)) = &mut step.kind {
+            bind.expected_device = 0;
+            bind.expected_inode = 0;
+        }
+    }
+    plan
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nestbox_protocol::{Bind, Mount, mount::Kind};
+    use nestbox_protocol::{Bind, Mount};
 
     fn plan(inode: u64, writable: bool) -> Plan {
         let bind = Bind { source: b"/a".to_vec(), writable, expected_inode: inode, ..Bind::default() };

@@ -15,7 +15,7 @@ use nix::sys::stat::stat;
 
 use crate::document::{Network, Policy};
 use crate::error::ResolveError;
-use crate::plan::{Entry, Layout};
+use crate::layout::{Entry, Layout};
 use crate::resolve::{bind_entry, default_tmpfs};
 use crate::source::{Source, c_path};
 

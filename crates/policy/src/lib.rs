@@ -29,6 +29,8 @@ mod hash;
 #[cfg(feature = "resolve")]
 mod host_system;
 #[cfg(feature = "resolve")]
+mod layout;
+#[cfg(feature = "resolve")]
 pub mod libraries;
 #[cfg(feature = "resolve")]
 mod plan;

@@ -1,15 +1,16 @@
-//! The planner: from entries, each at its path, to the ordered steps of a [`nestbox_protocol::Plan`].
+//! The planner: from the tree as it is wanted to the ordered steps of a [`nestbox_protocol::Plan`].
 //!
-//! Pure: whatever had to be learnt from the host is already in the entries. Promises: parents come before children;
-//! everything that a step needs to exist is made by an earlier step or lies on a bind; nothing is ever made on a bind;
-//! what lies on a file system that is fresh per nest is done per nest, all else once per template; the order of steps
-//! depends on the paths alone, so that equal trees give equal plans. Called by [`crate::resolve`].
+//! Pure. Promises: parents come before children; everything that a step needs to exist is made by an earlier step or lies
+//! on a bind; nothing is ever made on a bind; what lies on a file system that is fresh per nest is done per nest, all else
+//! once per template; the order of steps depends on the paths alone, so that equal trees give equal plans. Called by
+//! [`crate::resolve`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use nestbox_protocol::{Bind, Devpts, Directory, File, Mount, Plan, Proc, Step, Symlink, Tmpfs, mount::Kind};
+use nestbox_protocol::{Devpts, Directory, File, Mount, Step, Symlink, mount::Kind};
 
 use crate::error::ResolveError;
+use crate::layout::{Entry, Layout};
 use crate::path;
 
 /// Mode of directories on the root tmpfs.
@@ -17,9 +18,6 @@ const DIRECTORY_MODE: u32 = 0o755;
 
 /// Mode of the file that a file bind is attached to; never seen.
 const PLACEHOLDER_MODE: u32 = 0o444;
-
-/// How many symlinks are followed in one path, as in the kernel.
-const SYMLINKS_MAX: usize = 40;
 
 /// When a mount is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,34 +45,6 @@ pub struct MountPoint {
     pub stage: Stage,
 }
 
-/// What is wanted at a path.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Entry {
-    Directory,
-    File { content: Vec<u8>, mode: u32 },
-    Symlink { points_to: String },
-    Bind(Bind),
-    Tmpfs(Tmpfs),
-    MountPoint { path: String, directory: bool, writable: bool, exec: bool },
-    Proc(Proc),
-    Devpts,
-}
-
-/// Who wants it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// The base, or the policy's proc or dev.
-    Base,
-    /// An entry of the policy.
-    Policy,
-}
-
-/// The tree as it is wanted: at most one entry per clean path.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Layout {
-    entries: BTreeMap<String, (Entry, Origin)>,
-}
-
 /// The tree as it is made.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Steps {
@@ -96,57 +66,11 @@ struct Ground {
 const ROOT: Ground = Ground { stage: Stage::Template, ours: true, mode: DIRECTORY_MODE };
 
 impl Layout {
-    /// Puts what the base brings.
-    pub(crate) fn put_base(&mut self, path: impl Into<String>, entry: Entry) {
-        self.entries.insert(path.into(), (entry, Origin::Base));
-    }
-
-    /// Puts an entry of the policy, and takes away what the base would have put there or below.
-    pub(crate) fn put(&mut self, path: String, entry: Entry) {
-        self.entries.retain(|other, &mut (_, origin)| {
-            origin == Origin::Policy || !path::is_at_or_below(other, &path)
-        });
-        self.entries.insert(path, (entry, Origin::Policy));
-    }
-
-    pub(crate) fn get(&self, path: &str) -> Option<&Entry> {
-        self.entries.get(path).map(|(entry, _)| entry)
-    }
-
-    /// The place of `path` with the tree's own symlinks above it followed, as the kernel would follow them. Those in
-    /// binds are the host's, and unknown here.
-    pub(crate) fn place(&self, path: &str) -> String {
-        let mut place = path.to_owned();
-        for _ in 0..SYMLINKS_MAX {
-            let link = path::ancestors(&place).find_map(|ancestor| match self.get(ancestor) {
-                Some(Entry::Symlink { points_to }) => Some((ancestor.to_owned(), points_to)),
-                _ => None,
-            });
-            let Some((link, points_to)) = link else { break };
-            let rest = &place[link.len()..];
-            let parent = link.rfind('/').map_or("", |end| &link[..end]);
-            place = resolve_dots(&if points_to.starts_with('/') {
-                format!("{points_to}{rest}")
-            } else {
-                format!("{parent}/{points_to}{rest}")
-            });
-        }
-        place
-    }
-
-    /// The innermost mount that `path` lies on, if that isn't the root.
-    pub(crate) fn mount_above(&self, path: &str) -> Option<(String, &Entry)> {
-        path::ancestors(path)
-            .filter_map(|ancestor| self.get(ancestor).map(|entry| (ancestor.to_owned(), entry)))
-            .filter(|(_, entry)| matches!(entry, Entry::Bind(_) | Entry::Tmpfs(_) | Entry::MountPoint { .. }))
-            .last()
-    }
-
     /// The steps that make the tree.
     pub(crate) fn steps(&self) -> Result<Steps, ResolveError> {
         let mut steps = Steps::default();
         let mut made = BTreeSet::new();
-        for (path, (entry, _)) in &self.entries {
+        for (path, entry) in self.entries() {
             let ground = self.ground(path, &mut made, &mut steps)?;
             self.put_steps(path, entry, ground, &mut steps)?;
         }
@@ -296,35 +220,6 @@ impl Steps {
     }
 }
 
-impl Entry {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Directory => "a directory",
-            Self::File { .. } => "a file",
-            Self::Symlink { .. } => "a symlink",
-            Self::Bind(bind) if bind.directory => "a directory",
-            Self::Bind(_) => "a file of the host",
-            Self::Tmpfs(_) => "a tmpfs",
-            Self::MountPoint { .. } => "a mount point",
-            Self::Proc(_) => "the nest's own proc",
-            Self::Devpts => "the nest's own devpts",
-        }
-    }
-}
-
-/// The path without `.` and with `..` taken back, `/..` being `/`, as the kernel does where no symlinks are.
-fn resolve_dots(path: &str) -> String {
-    let mut names: Vec<&str> = Vec::new();
-    for name in path.split('/') {
-        match name {
-            "" | "." => {}
-            ".." => drop(names.pop()),
-            name => names.push(name),
-        }
-    }
-    format!("/{}", names.join("/"))
-}
-
 /// The size in bytes that the steps take on a tmpfs.
 pub(crate) fn space(steps: &[Mount]) -> u64 {
     const PAGE: u64 = 4096;
@@ -338,50 +233,13 @@ pub(crate) fn space(steps: &[Mount]) -> u64 {
         .sum()
 }
 
-/// The plan with the identities of its sources taken out: its content alone.
-pub(crate) fn without_identities(plan: &Plan) -> Plan {
-    let mut plan = plan.clone();
-    for step in plan.template_mounts.iter_mut().chain(&mut plan.nest_mounts) {
-        if let Some(Kind::Bind(bind)) = &mut step.kind {
-            bind.expected_device = 0;
-            bind.expected_inode = 0;
-        }
-    }
-    plan
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::layout::tests::{bind, file, layout, mount_point, symlink, tmpfs};
+    use nestbox_protocol::Proc;
     use proptest::prelude::*;
-
-    fn bind(directory: bool) -> Entry {
-        Entry::Bind(Bind { source: b"/source".to_vec(), directory, ..Bind::default() })
-    }
-
-    fn tmpfs() -> Entry {
-        Entry::Tmpfs(Tmpfs { mode: 0o1777, ..Tmpfs::default() })
-    }
-
-    fn file() -> Entry {
-        Entry::File { content: b"content".to_vec(), mode: 0o644 }
-    }
-
-    fn symlink(points_to: &str) -> Entry {
-        Entry::Symlink { points_to: points_to.to_owned() }
-    }
-
-    fn mount_point(directory: bool) -> Entry {
-        Entry::MountPoint { path: "/named".to_owned(), directory, writable: true, exec: false }
-    }
-
-    fn layout(entries: &[(&str, Entry)]) -> Layout {
-        let mut layout = Layout::default();
-        for (path, entry) in entries {
-            layout.put((*path).to_owned(), entry.clone());
-        }
-        layout
-    }
+    use std::collections::BTreeMap;
 
     /// Steps as text: `directory /a`.
     fn told(steps: &[Mount]) -> Vec<String> {
@@ -541,39 +399,6 @@ pub(crate) mod tests {
         rehearse(&steps.template, &steps.nest);
     }
 
-    #[test]
-    fn follows_its_own_symlinks() {
-        let mut layout = Layout::default();
-        layout.put_base("/bin", symlink("usr/bin"));
-        layout.put_base("/lib", symlink("/usr/./lib"));
-        layout.put_base("/var/tmp", symlink("../tmp"));
-        layout.put_base("/loop", symlink("loop"));
-        for (path, place) in [
-            ("/bin/a", "/usr/bin/a"),
-            ("/lib/x/y", "/usr/lib/x/y"),
-            ("/var/tmp/a", "/tmp/a"),
-            ("/bin", "/bin"),
-            ("/binary", "/binary"),
-            ("/usr/bin/a", "/usr/bin/a"),
-        ] {
-            assert_eq!(layout.place(path), place);
-        }
-        // No end, no matter.
-        let _ = layout.place("/loop/a");
-    }
-
-    #[test]
-    fn the_policy_overrides_the_base() {
-        let mut layout = Layout::default();
-        layout.put_base("/etc/a", file());
-        layout.put_base("/etc/b/c", file());
-        layout.put_base("/other", file());
-        layout.put("/etc/a/b".to_owned(), bind(true));
-        layout.put("/etc".to_owned(), bind(true));
-        let left: Vec<_> = layout.entries.keys().map(String::as_str).collect();
-        assert_eq!(left, ["/etc", "/etc/a/b", "/other"]);
-    }
-
     fn entry() -> impl Strategy<Value = Entry> {
         prop_oneof![
             any::<bool>().prop_map(bind),
@@ -604,7 +429,7 @@ pub(crate) mod tests {
                 if base { layout.put_base(place, entry) } else { layout.put(place, entry) }
             }
             // A proc below a fresh mount can't come first; no policy asks for one.
-            prop_assume!(!layout.entries.iter().any(|(path, (entry, _))| {
+            prop_assume!(!layout.entries().any(|(path, entry)| {
                 matches!(entry, Entry::Proc(_)) && path::ancestors(path).any(|above| layout.get(above).is_some())
             }));
             if let Ok(steps) = layout.steps() {

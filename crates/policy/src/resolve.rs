@@ -19,8 +19,9 @@ use crate::document::{Base, Dev, MountEntry, Network, Policy, Proc, Requirement}
 use crate::error::ResolveError;
 use crate::filter::{self, OwnCalls, Program};
 use crate::hash::Hash;
+use crate::layout::{Entry, Layout};
 use crate::libraries;
-use crate::plan::{Entry, Layout, MountPoint, space};
+use crate::plan::{MountPoint, space};
 use crate::source::{Source, Sources, c_path};
 use crate::{host_system, path};
 
