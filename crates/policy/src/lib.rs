@@ -14,6 +14,7 @@ pub mod path;
 pub mod tree;
 
 mod issue;
+mod step;
 pub use issue::Issue;
 
 #[cfg(feature = "resolve")]

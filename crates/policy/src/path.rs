@@ -7,7 +7,7 @@
 const PATH_MAX: usize = 4095;
 
 /// Longest component of a path.
-const NAME_MAX: usize = 255;
+pub(crate) const NAME_MAX: usize = 255;
 
 /// What is wrong with `path` as an absolute path, if anything is. `/` itself is fine here.
 #[must_use]

@@ -12,12 +12,7 @@ use nestbox_protocol::{Devpts, Directory, File, Mount, Step, Symlink, mount::Kin
 use crate::error::ResolveError;
 use crate::layout::{Entry, Layout};
 use crate::path;
-
-/// Mode of directories on the root tmpfs.
-const DIRECTORY_MODE: u32 = 0o755;
-
-/// Mode of the file that a file bind is attached to; never seen.
-const PLACEHOLDER_MODE: u32 = 0o444;
+use crate::step::{DIRECTORY_MODE, step, target};
 
 /// When a mount is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -194,20 +189,14 @@ impl Steps {
             Stage::Template => &mut self.template,
             Stage::Nest => &mut self.nest,
         };
-        steps.push(Mount { path: path.as_bytes().to_vec(), kind: Some(kind) });
+        steps.push(step(path.as_bytes(), kind));
     }
 
     /// What a mount is attached to: made where we can, else expected to be on the bind.
     fn add_target(&mut self, ground: Ground, path: &str, directory: bool) {
-        if !ground.ours {
-            return;
+        if ground.ours {
+            self.add(ground.stage, path, target(directory));
         }
-        let kind = if directory {
-            Kind::Directory(Directory { mode: DIRECTORY_MODE })
-        } else {
-            Kind::File(File { content: Vec::new(), mode: PLACEHOLDER_MODE })
-        };
-        self.add(ground.stage, path, kind);
     }
 
     /// Mount points of file systems that are fresh per nest and writable there.

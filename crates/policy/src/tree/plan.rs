@@ -6,18 +6,11 @@
 
 use nestbox_protocol::mount::Kind;
 use nestbox_protocol::mount_node::Node;
-use nestbox_protocol::{Bind, Directory, File, Mount, MountTree, Plan};
+use nestbox_protocol::{Bind, Mount, MountTree, Plan};
 
 use super::options::tmpfs_options;
-
-/// Mode of directories on the root tmpfs.
-const DIRECTORY_MODE: u32 = 0o755;
-
-/// Mode of the file that a file bind is attached to; never seen.
-const PLACEHOLDER_MODE: u32 = 0o444;
-
-/// Longest name of a directory entry.
-const NAME_MAX: usize = 255;
+use crate::path::NAME_MAX;
+use crate::step::{step, target};
 
 /// Room and inodes on the root tmpfs beyond what the plan needs.
 const ROOT_SPACE: u64 = 16 << 20;
@@ -41,7 +34,7 @@ pub fn plan(tree: &MountTree) -> Result<Plan, TreeError> {
         Some(_) => return Err(TreeError { path: b"/".to_vec(), reason: "the root can't be anything else" }),
     };
     let mut planner = Planner { steps: Vec::new() };
-    planner.add(b"/proc", Kind::Directory(Directory { mode: DIRECTORY_MODE }));
+    planner.add(b"/proc", target(true));
     planner.children(b"", tree, true)?;
     Ok(Plan {
         root_size: ROOT_SPACE,
@@ -58,7 +51,7 @@ struct Planner {
 
 impl Planner {
     fn add(&mut self, path: &[u8], kind: Kind) {
-        self.steps.push(Mount { path: path.to_vec(), kind: Some(kind) });
+        self.steps.push(step(path, kind));
     }
 
     /// Everything below `parent`, in the order of mounting. `ours`: it lies on a tmpfs, so that things can be made there.
@@ -129,10 +122,8 @@ impl Planner {
 
     /// What a mount is attached to: made where we can, else expected to be on the bind.
     fn target(&mut self, path: &[u8], ours: bool, directory: bool) {
-        if ours && directory {
-            self.add(path, Kind::Directory(Directory { mode: DIRECTORY_MODE }));
-        } else if ours {
-            self.add(path, Kind::File(File { content: Vec::new(), mode: PLACEHOLDER_MODE }));
+        if ours {
+            self.add(path, target(directory));
         }
     }
 
