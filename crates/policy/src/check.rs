@@ -11,11 +11,8 @@ use base64::Engine;
 
 use crate::document::{Base, Dev, Encoding, MountEntry, Policy, Proc, UnixSockets};
 use crate::filter::{self, Preset, Syscalls};
-use crate::{Issue, host_system, path};
-
-/// Names below /dev that `dev: 'minimal'` makes and nobody else may.
-const DEVICE_NAMES: [&str; 12] =
-    ["null", "zero", "full", "random", "urandom", "tty", "fd", "stdin", "stdout", "stderr", "ptmx", "pts"];
+use crate::resolve::{dev, host_system};
+use crate::{Issue, path};
 
 /// Bits of a mode.
 const MODE_MAX: u32 = 0o7777;
@@ -171,7 +168,7 @@ fn reserved(policy: &Policy, inside: &str) -> Option<String> {
         if inside == "/dev" {
             return Some("/dev is the nest's own; with dev 'none' the path is free".to_owned());
         }
-        let taken = DEVICE_NAMES.iter().find(|name| path::is_at_or_below(inside, &format!("/dev/{name}")));
+        let taken = dev::names().find(|name| path::is_at_or_below(inside, &format!("/dev/{name}")));
         if let Some(name) = taken {
             return Some(format!("/dev/{name} is the nest's own; with dev 'none' the path is free"));
         }

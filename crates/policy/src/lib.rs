@@ -28,8 +28,6 @@ pub mod filter;
 #[cfg(feature = "resolve")]
 mod hash;
 #[cfg(feature = "resolve")]
-mod host_system;
-#[cfg(feature = "resolve")]
 mod layout;
 #[cfg(feature = "resolve")]
 pub mod libraries;

@@ -13,10 +13,11 @@ use std::path::Path;
 
 use nix::sys::stat::stat;
 
+use super::bind::bind_entry;
+use super::default_tmpfs;
 use crate::document::{Network, Policy};
 use crate::error::ResolveError;
 use crate::layout::{Entry, Layout};
-use crate::resolve::{bind_entry, default_tmpfs};
 use crate::source::{Source, c_path};
 
 /// Directories that are bound, or replicated where they are symlinks into /usr.
@@ -287,4 +288,104 @@ fn put_made_up(policy: &Policy, layout: &mut Layout) {
 /// Can be a field of passwd(5).
 fn is_field(text: &str) -> bool {
     text.starts_with('/') && !text.contains([':', '\n'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::User;
+    use crate::document::tests::host_system;
+    use crate::path;
+    use crate::plan::tests::rehearse;
+    use crate::resolve::tests::{content, name, name_of, resolve, step};
+    use nestbox_protocol::mount::Kind;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn is_what_programs_need() {
+        let resolved = resolve(&host_system()).expect("resolves");
+        rehearse(&resolved.plan.template_mounts, &resolved.plan.nest_mounts);
+        let template = &resolved.plan.template_mounts;
+        let Some(Kind::Bind(usr)) = step(template, "/usr") else { panic!("a bind") };
+        assert!(usr.directory && usr.exec && !usr.writable);
+        for path in ["/bin", "/lib"] {
+            match fs::read_link(path) {
+                Ok(target) => {
+                    let Some(Kind::Symlink(link)) = step(template, path) else { panic!("a symlink") };
+                    assert_eq!(link.points_to, name(&target).as_bytes());
+                }
+                Err(_) => assert!(matches!(step(template, path), Some(Kind::Bind(_)))),
+            }
+        }
+        assert_eq!(
+            content(&resolved, "/etc/passwd"),
+            "root:x:0:0:root:/:/bin/sh\nsandbox:x:1000:1000:sandbox:/tmp:/bin/sh\n\
+             nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+        );
+        assert_eq!(content(&resolved, "/etc/group"), "root:x:0:\nsandbox:x:1000:\nnogroup:x:65534:\n");
+        assert_eq!(content(&resolved, "/etc/hostname"), "nestbox\n");
+        let nest = &resolved.plan.nest_mounts;
+        let order: Vec<_> =
+            nest.iter().map(|step| String::from_utf8_lossy(&step.path).into_owned()).collect();
+        assert_eq!(order, ["/proc", "/dev/pts", "/dev/shm", "/tmp"]);
+        assert_eq!(resolved.tmpfs_paths, ["/dev/shm", "/tmp"]);
+        assert_eq!(resolved.skipped, [""; 0]);
+        assert!(resolved.is_current());
+    }
+
+    /// Nothing that tells about users, secrets or services of the host.
+    #[test]
+    fn shows_no_secrets() {
+        let resolved = resolve(&host_system()).expect("resolves");
+        for path in [
+            "/etc/shadow",
+            "/etc/gshadow",
+            "/etc/sudoers",
+            "/etc/ssh",
+            "/etc/ssl/private",
+            "/etc/machine-id",
+            "/etc/resolv.conf",
+            "/etc/fstab",
+            "/etc/environment",
+            "/etc/gitconfig",
+            "/root",
+            "/home",
+            "/opt",
+            "/sys",
+            "/boot",
+        ] {
+            let shown = resolved.plan.template_mounts.iter().chain(&resolved.plan.nest_mounts).any(|step| {
+                path::is_at_or_below(name_of(&step.path), path)
+                    || matches!(&step.kind, Some(Kind::Bind(bind)) if path::is_at_or_below(path, name_of(&bind.source)))
+            });
+            assert!(!shown, "{path}");
+        }
+        let host = fs::read_to_string("/etc/hostname").unwrap_or_default();
+        let hosts = content(&resolved, "/etc/hosts");
+        assert!(host.trim().is_empty() || host.trim() == "nestbox" || !hosts.contains(host.trim()));
+    }
+
+    #[test]
+    fn knows_the_sandboxee() {
+        let user = |uid, gid, home: &str| {
+            let env = BTreeMap::from([("HOME".to_owned(), home.to_owned())]);
+            let resolved =
+                resolve(&Policy { user: User { uid, gid }, env, ..host_system() }).expect("resolves");
+            (content(&resolved, "/etc/passwd"), content(&resolved, "/etc/group"))
+        };
+        let (passwd, group) = user(0, 0, "/home/me");
+        assert!(passwd.starts_with("sandbox:x:0:0:sandbox:/home/me:/bin/sh\n"), "{passwd}");
+        assert!(group.starts_with("sandbox:x:0:\n"), "{group}");
+        let (passwd, _) = user(7, 7, "/a\nroot::0:0::/:/bin/sh");
+        assert!(passwd.contains("sandbox:x:7:7:sandbox:/tmp:/bin/sh\n"), "{passwd}");
+    }
+
+    #[test]
+    fn the_hosts_resolver_goes_with_the_hosts_network() {
+        let resolved = resolve(&Policy { network: Network::Host, ..host_system() }).expect("resolves");
+        assert!(content(&resolved, "/etc/nsswitch.conf").contains("hosts: files dns\n"));
+        if let Ok(host) = fs::read_to_string("/etc/resolv.conf") {
+            assert_eq!(content(&resolved, "/etc/resolv.conf"), host);
+        }
+    }
 }
