@@ -6,6 +6,7 @@
 //! by `crates/client`, on a policy's first launch and whenever [`Resolved::is_current`] says no.
 
 mod bind;
+mod copy;
 pub(crate) mod dev;
 pub(crate) mod host_system;
 mod mounts;

@@ -8,17 +8,15 @@
 
 use std::fmt::Write;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use nix::sys::stat::stat;
-
 use super::bind::bind_entry;
+use super::copy::{copy_directory, copy_entry, is_public};
 use super::default_tmpfs;
 use crate::document::{Network, Policy};
 use crate::error::ResolveError;
 use crate::layout::{Entry, Layout};
-use crate::source::{Source, c_path};
+use crate::source::Source;
 
 /// Directories that are bound, or replicated where they are symlinks into /usr.
 pub(crate) const SYSTEM_DIRECTORIES: [&str; 7] =
@@ -81,17 +79,8 @@ const CONFIGURATION: [&str; 47] = [
     "texmf",
 ];
 
-/// The largest file whose content is copied.
-const COPY_MAX: u64 = 64 * 1024;
-
-/// The most files and directories that a copied directory holds, all told.
-const COPY_ENTRIES_MAX: usize = 64;
-
-/// How deep a copied directory goes.
-const COPY_DEPTH_MAX: usize = 4;
-
 /// Puts the base into the layout.
-pub(crate) fn put(
+pub(super) fn put(
     policy: &Policy,
     layout: &mut Layout,
     sources: &mut Vec<Source>,
@@ -156,12 +145,10 @@ fn put_configuration(path: &str, layout: &mut Layout, sources: &mut Vec<Source>)
     }
     let Ok(metadata) = fs::metadata(path) else { return Ok(()) };
     if metadata.is_dir() {
-        let mut copy = Copy::default();
-        if copy.directory(path, COPY_DEPTH_MAX).is_some() {
-            for (path, entry) in copy.entries {
+        if let Some(copies) = copy_directory(path, sources) {
+            for (path, entry) in copies {
                 layout.put_base(path, entry);
             }
-            sources.append(&mut copy.sources);
         } else {
             layout.put_base(path, bind_entry(path, false, true, sources)?);
         }
@@ -178,73 +165,6 @@ fn symlink_into_usr(path: &str) -> Option<Entry> {
     let target = fs::canonicalize(path).ok()?;
     let points_to = target.to_str().filter(|target| target.starts_with("/usr/"))?.to_owned();
     Some(Entry::Symlink { points_to })
-}
-
-/// Anyone on the host may read it. Under a root host this process could read more than the sandboxee may.
-fn is_public(metadata: &fs::Metadata) -> bool {
-    metadata.mode() & 0o004 != 0
-}
-
-/// A copy of a small, public, regular file.
-pub(crate) fn copy_entry(path: &str, sources: &mut Vec<Source>) -> Option<Entry> {
-    let mut copy = Copy::default();
-    copy.file(path)?;
-    sources.append(&mut copy.sources);
-    copy.entries.pop().map(|(_, entry)| entry)
-}
-
-/// A copy in the making. Its steps give `None` where something speaks against a copy.
-#[derive(Default)]
-struct Copy {
-    entries: Vec<(String, Entry)>,
-    sources: Vec<Source>,
-    bytes: u64,
-}
-
-impl Copy {
-    fn file(&mut self, path: &str) -> Option<()> {
-        let name = c_path(path)?;
-        // The status first: a file that changes in between then counts as changed.
-        let status = stat(name.as_c_str()).ok()?;
-        let metadata = fs::metadata(path).ok()?;
-        self.bytes += metadata.len();
-        if !metadata.is_file() || !is_public(&metadata) || self.bytes > COPY_MAX {
-            return None;
-        }
-        let content = fs::read(path).ok()?;
-        let mode = metadata.mode() & 0o555;
-        self.entries.push((path.to_owned(), Entry::File { content, mode }));
-        self.sources.push(Source::copied(name, &status));
-        self.fits()
-    }
-
-    fn directory(&mut self, path: &str, depth: usize) -> Option<()> {
-        let name = c_path(path)?;
-        let status = stat(name.as_c_str()).ok()?;
-        self.entries.push((path.to_owned(), Entry::Directory));
-        self.sources.push(Source::copied(name, &status));
-        let mut children =
-            fs::read_dir(path).ok()?.collect::<Result<Vec<_>, _>>().ok().filter(|_| depth > 0)?;
-        children.sort_unstable_by_key(fs::DirEntry::file_name);
-        for child in children {
-            let path = child.path().into_os_string().into_string().ok()?;
-            let kind = child.file_type().ok()?;
-            if kind.is_symlink() {
-                let points_to = fs::read_link(&path).ok()?.into_os_string().into_string().ok()?;
-                self.entries.push((path, Entry::Symlink { points_to }));
-            } else if kind.is_dir() {
-                self.directory(&path, depth - 1)?;
-            } else {
-                self.file(&path)?;
-            }
-            self.fits()?;
-        }
-        Some(())
-    }
-
-    fn fits(&self) -> Option<()> {
-        (self.entries.len() <= COPY_ENTRIES_MAX && self.bytes <= COPY_MAX).then_some(())
-    }
 }
 
 /// Files that say who and where the sandboxee is. The host's own would say who and where its users are.

@@ -9,8 +9,9 @@ use std::path::Path;
 use nestbox_protocol::{Step, Tmpfs};
 use nix::sys::stat::stat;
 
+use super::MountPointKinds;
 use super::bind::bind_entry;
-use super::{MountPointKinds, host_system};
+use super::copy::copy_entry;
 use crate::check::decode;
 use crate::document::{MountEntry, Policy};
 use crate::error::ResolveError;
@@ -113,7 +114,7 @@ fn put_library(library: &str, layout: &mut Layout, sources: &mut Sources) -> Res
     }
     if libraries::is_loader_configuration(library) {
         // It is read by the loader, not mapped: a copy does, and costs launches nothing.
-        let copy = host_system::copy_entry(library, &mut sources.seldom);
+        let copy = copy_entry(library, &mut sources.seldom);
         let entry = copy.map_or_else(|| bind_entry(library, false, false, &mut sources.bound), Ok)?;
         layout.put_base(place, entry);
         return Ok(());
