@@ -12,6 +12,7 @@
 //! | `policy`, `templates` | resolved policies, and who waits for which template |
 //! | `networks`, `ids` | what nests are given while they run |
 //! | `launch`, `fork` | requests and results |
+//! | `event` | what is told of both |
 //! | `stdio`, `capture`, `outputs` | what goes in and comes out |
 //! | `symbolizer` | what is made of a crash |
 //! | `failure`, `hints`, `blockers` | what went wrong and what to do |
@@ -22,6 +23,7 @@ mod blockers;
 mod capture;
 mod channel;
 mod doctor;
+mod event;
 mod failure;
 mod fork;
 mod hints;
@@ -45,12 +47,13 @@ mod templates;
 pub use blockers::{Blocker, Fix};
 pub use capture::OnOverflow;
 pub use doctor::{Check, Diagnosis, Outcome, Setting, diagnose};
+pub use event::Event;
 pub use failure::{Code, Failure};
 pub use fork::{ForkCall, TreeKind, TreeNode, check_mount_tree};
 pub use ids::DEFAULT_HOST_ID;
 pub use image::OVERRIDE;
 pub use launch::{
-    BindRequest, Ended, Ending, Event, Isolation, Landlock, LaunchRequest, Launched, Limit, NAMESPACES, Usage,
+    BindRequest, Ended, Ending, Isolation, Landlock, LaunchRequest, Launched, Limit, NAMESPACES, Usage,
 };
 pub use nestbox_policy::Issue;
 pub use nestbox_protocol::{LaunchFile, Limits, Step};

@@ -11,14 +11,15 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nestbox_protocol::{
-    CheckNetworks, CreateNetwork, ForgetNetworks, NetworkReply, NetworkRequest, network_request,
+    self as protocol, CheckNetworks, CreateNetwork, ForgetNetworks, NetworkReply, NetworkRequest,
+    network_request,
 };
 use nestbox_sys::process;
 
 use crate::channel::Channel;
 use crate::failure::Failure;
-use crate::launch::NetworkNeed;
 use crate::numbered::Numbered;
+use crate::policy;
 
 /// How long the pool does without a keeper that broke.
 const PATIENCE_NS: u64 = 1_000_000_000;
@@ -43,6 +44,28 @@ const KEEP_NS: u64 = 30_000_000_000;
 
 /// So many are checked at once, where that can wait: each time costs the keeper and the host a wake-up.
 const CHECKED_TOGETHER: usize = 8;
+
+/// What a launch needs of the network pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NetworkNeed {
+    /// Nothing.
+    None,
+    /// One for itself, if there is one ready.
+    Own,
+    /// The one that is shared by all.
+    Shared,
+}
+
+impl NetworkNeed {
+    /// What every nest of a plan needs.
+    pub(crate) fn of_plan(plan: &protocol::Plan) -> Self {
+        match policy::network(plan) {
+            protocol::Network::Host => Self::None,
+            protocol::Network::SharedLoopback => Self::Shared,
+            protocol::Network::None | protocol::Network::Unspecified => Self::Own,
+        }
+    }
+}
 
 /// A namespace of the pool, and what the keeper knows it by.
 #[derive(Debug)]

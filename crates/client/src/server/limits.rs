@@ -10,9 +10,10 @@ use nestbox_sys::Errno;
 use nestbox_sys::packet::{self, MessageError};
 
 use crate::capture::Capture;
+use crate::event::Event;
 use crate::failure::{Code, Failure};
 use crate::hints;
-use crate::launch::{Event, Stage};
+use crate::launch::Stage;
 
 use super::progress::send_signal;
 use super::{Client, malformed};

@@ -15,8 +15,8 @@ use nestbox_sys::socket;
 
 use crate::channel::{Channel, PassedFd};
 use crate::failure::{Code, Failure};
-use crate::launch::{Launch, NetworkNeed, Route, Stage};
-use crate::networks::{Keeper, Shared};
+use crate::launch::{Launch, Route, Stage};
+use crate::networks::{Keeper, NetworkNeed, Shared};
 use crate::policy::PlannedBind;
 use crate::reactor::{Key, Kind};
 use crate::templates::{self, TemplateKey};

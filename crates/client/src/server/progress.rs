@@ -12,9 +12,11 @@ use nestbox_sys::{Errno, packet, process, socket};
 
 use crate::capture::Stream;
 use crate::channel::PassedFd;
+use crate::event::Event;
 use crate::failure::{Code, Failure};
 use crate::hints;
-use crate::launch::{Event, Launch, Launched, NetworkNeed, Pending, Route, Stage};
+use crate::launch::{Launch, Launched, Pending, Route, Stage};
+use crate::networks::NetworkNeed;
 use crate::outputs::{self, Expected, Job, Output, Progress, Reader};
 use crate::reactor::{Interest, Key, Kind};
 use crate::symbolizer::{self, Crash};

@@ -14,9 +14,10 @@ use prost::Message;
 
 use crate::capture::{Drained, Input, Stream};
 use crate::channel::{Channel, Undelivered};
+use crate::event::Event;
 use crate::failure::{Code, Failure};
 use crate::hints;
-use crate::launch::{Event, Launch, Stage, killed_message};
+use crate::launch::{Launch, Stage, killed_message};
 use crate::networks::{Keeper, Outcome};
 use crate::outputs::{self, Reader};
 use crate::reactor::{Interest, Key, Kind, Readiness};

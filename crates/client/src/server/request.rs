@@ -14,9 +14,9 @@ use crate::failure::{Code, Failure};
 use crate::hints;
 use crate::ids::OuterIds;
 use crate::launch::{
-    Isolation, Launch, LaunchRequest, Launched, NetworkNeed, Pending, Route, Stage, killed_message, tighten,
+    Isolation, Launch, LaunchRequest, Launched, Pending, Route, Stage, killed_message, tighten,
 };
-use crate::networks::Keeper;
+use crate::networks::{Keeper, NetworkNeed};
 use crate::outputs::Expected;
 use crate::policy::{self, PlannedBind, PolicyHandle};
 use crate::reactor::{Interest, Key, Kind};

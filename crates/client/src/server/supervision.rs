@@ -9,8 +9,8 @@ use nestbox_protocol::{self as protocol, AnswerKind, LaunchControl, Step, launch
 use nestbox_sys::Errno;
 use nestbox_sys::packet::{self, MessageError};
 
+use crate::event::Event;
 use crate::failure::Failure;
-use crate::launch::Event;
 use crate::syscall::{Answer, Supervision, SystemCall};
 
 use super::{Client, malformed};

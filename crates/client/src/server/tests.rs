@@ -17,8 +17,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use prost::Message;
 
 use super::{Client, Options};
+use crate::event::Event;
 use crate::failure::Code;
-use crate::launch::{BindRequest, Ending, Event, LaunchRequest, Limit};
+use crate::launch::{BindRequest, Ending, LaunchRequest, Limit};
 use crate::outputs::OutputRequest;
 use crate::policy::PolicyHandle;
 use crate::policy::tests::handle;
