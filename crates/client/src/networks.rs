@@ -19,7 +19,6 @@ use nestbox_sys::process;
 use crate::channel::Channel;
 use crate::failure::Failure;
 use crate::numbered::Numbered;
-use crate::policy;
 
 /// How long the pool does without a keeper that broke.
 const PATIENCE_NS: u64 = 1_000_000_000;
@@ -59,7 +58,7 @@ pub(crate) enum NetworkNeed {
 impl NetworkNeed {
     /// What every nest of a plan needs.
     pub(crate) fn of_plan(plan: &protocol::Plan) -> Self {
-        match policy::network(plan) {
+        match plan.network() {
             protocol::Network::Host => Self::None,
             protocol::Network::SharedLoopback => Self::Shared,
             protocol::Network::None | protocol::Network::Unspecified => Self::Own,

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nestbox_policy::filter::{self, Filter, Preset};
 use nestbox_policy::{Issue, MountPointKinds, Policy, ResolveError, Resolved, UnixSockets, path};
 use nestbox_protocol::mount::Kind;
-use nestbox_protocol::{self as protocol, Bind, LaunchFile, Mount, Step};
+use nestbox_protocol::{Bind, LaunchFile, Mount, Step};
 use nestbox_sys::Errno;
 
 use crate::failure::{Code, Failure};
@@ -187,14 +187,6 @@ pub(crate) fn check_files(resolved: &Resolved, files: &[LaunchFile]) -> Result<(
         }
     }
     Ok(())
-}
-
-/// The network of a plan, unspecified meaning none.
-pub(crate) fn network(plan: &protocol::Plan) -> protocol::Network {
-    match plan.network() {
-        protocol::Network::Unspecified => protocol::Network::None,
-        network => network,
-    }
 }
 
 #[cfg(test)]

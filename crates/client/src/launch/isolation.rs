@@ -2,8 +2,6 @@
 
 use nestbox_protocol as protocol;
 
-use crate::policy;
-
 /// What Landlock enforced, beside the rules for files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Landlock {
@@ -56,7 +54,7 @@ impl Isolation {
     /// Of every nest of a plan.
     pub(crate) fn of_plan(plan: &protocol::Plan, filter: &'static str) -> Self {
         let all = NAMESPACES.iter().fold(0, |all, (flag, _)| all | *flag as u64);
-        let (network, without) = match policy::network(plan) {
+        let (network, without) = match plan.network() {
             protocol::Network::Host => ("host", libc::CLONE_NEWNET as u64),
             protocol::Network::SharedLoopback => ("shared-loopback", 0),
             protocol::Network::None | protocol::Network::Unspecified => ("none", 0),
