@@ -5,7 +5,7 @@
 //! launch that goes to a template takes a place, or waits in line for one, and gives it back when its program runs or its
 //! launch is over. Promises: the launches of one template come in order, and templates take turns, so that whoever floods
 //! one does not hold up the others; nobody waits for a launch that does not get on, whose place is another's after
-//! [`PATIENCE_NS`]. A warm nest has been set up, and needs no place. Bookkeeping only; called by `server/progress.rs`.
+//! [`PATIENCE_NS`]. A warm nest has been set up, and needs no place. Bookkeeping only; called by `server/send.rs`.
 
 use std::collections::{HashSet, VecDeque};
 use std::num::NonZero;

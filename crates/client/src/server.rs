@@ -6,16 +6,21 @@
 //! gets exactly one final event; when the fork server dies, all that is in flight is reported lost and every namespace,
 //! template and pooled fd of it is dropped, so none is used again. The parts know nothing of each other; this module
 //! connects them; its own parts are the steps of a request: [`request`] takes it, [`needs`] sees to what it waits for,
-//! [`progress`] sends it and brings it to its end, [`receive`] hears what the fork server's side says.
+//! [`send`] sends it, [`receive`] hears what the fork server's side says, [`end`] brings it to its end. The others are what
+//! happens beside these.
 
+mod capture;
+mod crash;
+mod end;
 mod limits;
 mod needs;
-mod progress;
 mod receive;
 mod request;
+mod send;
 mod supervision;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod warm;
 
 use std::collections::VecDeque;
@@ -307,6 +312,7 @@ impl Client {
             warm_nests: self.templates.iter().map(|template| template.nests.ready()).sum(),
         }
     }
+
     /// Closes everything: the fork server and all that it serves die. What is in flight is reported lost.
     pub fn close(&mut self) {
         if !matches!(self.state, State::Gone(_)) {
@@ -368,6 +374,7 @@ impl Client {
         }
         self.events.push(event);
     }
+
     /// The fork server is dead or was closed: nothing of it is used again.
     fn bury(&mut self, failure: &Failure, report: bool) {
         self.tidy();
@@ -420,6 +427,7 @@ impl Drop for Client {
 fn malformed(step: Step, detail: &str) -> Failure {
     Failure::system(Code::Spawn, step, "recvmsg", Errno::EBADMSG).because(detail)
 }
+
 /// The request for initial namespaces of a kind.
 pub(crate) fn initialize(kind: InitializationType) -> ServerRequest {
     let request = ForkRequest {

@@ -9,13 +9,12 @@ use nestbox_protocol::{self as protocol, LaunchControl, Limits, SetLimits, Step,
 use nestbox_sys::Errno;
 use nestbox_sys::packet::{self, MessageError};
 
-use crate::capture::Capture;
 use crate::event::Event;
 use crate::failure::{Code, Failure};
 use crate::hints;
 use crate::launch::Stage;
 
-use super::progress::send_signal;
+use super::capture::kill_if_overflowed;
 use super::{Client, malformed};
 
 /// The most changes of one launch that have no answer yet.
@@ -56,10 +55,7 @@ impl Client {
         if let Some(capture) = &mut launch.capture {
             capture.set_limit(limit);
         }
-        if launch.capture.as_ref().is_some_and(Capture::must_kill) && !launch.overflowed {
-            launch.overflowed = true;
-            send_signal(launch, libc::SIGKILL);
-        }
+        kill_if_overflowed(launch);
         true
     }
 

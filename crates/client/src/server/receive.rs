@@ -12,7 +12,7 @@ use nestbox_sys::packet::{self, Credentials};
 use nestbox_sys::{Errno, socket};
 use prost::Message;
 
-use crate::capture::{Drained, Input, Stream};
+use crate::capture::{Input, Stream};
 use crate::channel::{Channel, Undelivered};
 use crate::event::Event;
 use crate::failure::{Code, Failure};
@@ -23,7 +23,6 @@ use crate::outputs::{self, Reader};
 use crate::reactor::{Interest, Key, Kind, Readiness};
 use crate::{symbolizer, templates};
 
-use super::progress::send_signal;
 use super::{Client, Initial, Preparation, State, gone, malformed, spawn_failure};
 
 /// How many packets of one socket are read before it is the others' turn: what is left is reported again.
@@ -464,18 +463,6 @@ impl Client {
             }
         }
         self.buffer = buffer;
-    }
-
-    fn read_output(&mut self, token: u64, stream: Stream) {
-        let Some(launch) = self.launches.get_mut(&token) else { return };
-        let Some(capture) = &mut launch.capture else { return };
-        if capture.drain(stream, &mut self.scratch) == Drained::ToTheEnd {
-            capture.close(stream);
-        }
-        if capture.must_kill() && !launch.overflowed {
-            launch.overflowed = true;
-            send_signal(launch, libc::SIGKILL);
-        }
     }
 }
 

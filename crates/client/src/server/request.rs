@@ -23,7 +23,7 @@ use crate::reactor::{Interest, Key, Kind};
 use crate::stdio::{self, Wired};
 use crate::templates;
 
-use super::progress::send_signal;
+use super::send::send_signal;
 use super::{Client, Preparation, Questions, gone, spawn_failure};
 
 impl Client {
@@ -316,6 +316,7 @@ impl Draft {
         }
     }
 }
+
 pub(crate) fn no_free_ids() -> Failure {
     Failure::system(Code::Spawn, Step::SetIds, "setresuid", Errno::EAGAIN)
         .because("every id of the range is in use")

@@ -22,8 +22,8 @@ use crate::policy::PolicyHandle;
 use crate::reactor::{Interest, Key, Kind};
 use crate::templates::{self, Template, TemplateKey};
 
-use super::progress::pass;
 use super::receive::Incoming;
+use super::send::pass;
 use super::{Client, Preparation, gone, no_free_ids, spawn_failure};
 
 /// How long after a launch the nest that it took is replaced, if it has not ended before.
