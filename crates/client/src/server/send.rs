@@ -51,34 +51,40 @@ impl Client {
         if pending.mounts.iter().any(Option::is_none) {
             return Ok(());
         }
-        if let Some(id) = template {
-            match self.templates.get(id) {
-                Some(Template { stage: templates::Stage::Ready, channel: Some(channel), .. }) => {
-                    // It may have been killed while it was idle, and that not been seen yet.
-                    if socket::at_end_of_file(channel.as_fd()) {
-                        self.replace_template(token, id);
-                        return Ok(());
-                    }
-                }
-                Some(_) => return Ok(()),
-                None => {
-                    self.replace_template(token, id);
-                    return Ok(());
-                }
-            }
-        }
         if let Some(id) = template
-            && !self.has_warm(id)
+            && !(self.template_serves(id, token) && self.is_admitted(id, token))
         {
-            let admitted = self.admission.enter(id, token, process::monotonic_ns());
-            if let Some(due) = self.admission.due() {
-                self.set_timer(due);
-            }
-            if !admitted {
-                return Ok(());
-            }
+            return Ok(());
         }
         self.transmit(token)
+    }
+
+    /// Whether the template of a launch is there to serve it. One that has died is replaced.
+    fn template_serves(&mut self, id: u64, token: u64) -> bool {
+        let died = match self.templates.get(id) {
+            // It may have been killed while it was idle, and that not been seen yet.
+            Some(Template { stage: templates::Stage::Ready, channel: Some(channel), .. }) => {
+                socket::at_end_of_file(channel.as_fd())
+            }
+            Some(_) => return false,
+            None => true,
+        };
+        if died {
+            self.replace_template(token, id);
+        }
+        !died
+    }
+
+    /// Whether a launch may be sent to its template now; otherwise it is in line.
+    fn is_admitted(&mut self, id: u64, token: u64) -> bool {
+        if self.has_warm(id) {
+            return true;
+        }
+        let admitted = self.admission.enter(id, token, process::monotonic_ns());
+        if let Some(due) = self.admission.due() {
+            self.set_timer(due);
+        }
+        admitted
     }
 
     /// A launch needs its place no longer: others may be set up.
@@ -140,31 +146,7 @@ impl Client {
         let Some(launch) = self.launches.get_mut(&token) else { return Ok(()) };
         launch.socket = Some(socket);
         fds.insert(0, PassedFd::Owned(peer));
-        let sent = match route {
-            Route::Template(id) => {
-                let channel = self.templates.get_mut(id).and_then(|template| template.channel.as_mut());
-                let Some(channel) = channel else { return Err(gone("the template is gone")) };
-                channel
-                    .send(&message, fds, token, &self.reactor)
-                    .map_err(|error| Failure::message(Code::Spawn, Step::ReceiveRequest, &error))
-            }
-            Route::Server(mut request) => {
-                request.launch = Some(message);
-                self.ask(&ServerRequest { kind: Some(server_request::Kind::Fork(*request)) }, fds, token)
-            }
-            Route::Zygote(mut request, mut channel) => {
-                request.launch = Some(message);
-                let request = ServerRequest { kind: Some(server_request::Kind::Fork(*request)) };
-                let sent = channel
-                    .send(&request, fds, token, &self.reactor)
-                    .map_err(|error| Failure::message(Code::Spawn, Step::ReceiveRequest, &error));
-                if channel.is_waiting() {
-                    self.waiting_zygotes.insert(token, channel);
-                }
-                sent
-            }
-        };
-        if let Err(failure) = sent {
+        if let Err(failure) = self.hand_over(route, message, fds, token) {
             // Who should have had it went with the fork server, whose end was not looked at yet.
             if matches!(failure.errno, Errno::EPIPE | Errno::ECONNRESET) && self.server_has_died() {
                 return Ok(());
@@ -182,6 +164,37 @@ impl Client {
         }
         self.send_signals(token, signals);
         Ok(())
+    }
+
+    /// Hands a launch to whoever is to start it.
+    fn hand_over(
+        &mut self,
+        route: Route,
+        message: protocol::Launch,
+        fds: Vec<PassedFd>,
+        token: u64,
+    ) -> Result<(), Failure> {
+        let failure = |error| Failure::message(Code::Spawn, Step::ReceiveRequest, &error);
+        match route {
+            Route::Template(id) => {
+                let channel = self.templates.get_mut(id).and_then(|template| template.channel.as_mut());
+                let Some(channel) = channel else { return Err(gone("the template is gone")) };
+                channel.send(&message, fds, token, &self.reactor).map_err(failure)
+            }
+            Route::Server(mut request) => {
+                request.launch = Some(message);
+                self.ask(&ServerRequest { kind: Some(server_request::Kind::Fork(*request)) }, fds, token)
+            }
+            Route::Zygote(mut request, mut channel) => {
+                request.launch = Some(message);
+                let request = ServerRequest { kind: Some(server_request::Kind::Fork(*request)) };
+                let sent = channel.send(&request, fds, token, &self.reactor).map_err(failure);
+                if channel.is_waiting() {
+                    self.waiting_zygotes.insert(token, channel);
+                }
+                sent
+            }
+        }
     }
 
     /// A launch's socket, watched, and the end that its init gets.
