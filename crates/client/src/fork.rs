@@ -13,7 +13,6 @@ use nestbox_protocol::{
     DirectoryNode, FdRole, FileNode, ForkRequest, InitializationType, Mode, MonitorType, NetnsMode, Pivot,
     RootNode, Step, TmpfsNode,
 };
-use nestbox_sys::socket;
 use prost::bytes::Bytes;
 
 use crate::channel::{Channel, PassedFd, duplicate};
@@ -291,15 +290,9 @@ impl Client {
     /// Sends the request, once the initial namespaces are there.
     pub(crate) fn request_ipc(&mut self, token: u64) -> Result<(), Failure> {
         let Some([user, mount]) = self.initial_fds() else { return Ok(()) };
-        let step = Step::CreateInitialNamespaces;
-        let (ours, theirs) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
-        let channel = Channel::new(ours, Key::new(Kind::Initialize, token), &self.reactor)
-            .map_err(spawn_failure(step, "epoll_ctl"))?;
-        self.ask(
-            &initialize(InitializationType::IpcNamespace),
-            vec![PassedFd::Owned(theirs), user, mount],
-            token,
-        )?;
+        let key = Key::new(Kind::Initialize, token);
+        let (channel, theirs) = self.open_channel(key, Step::CreateInitialNamespaces)?;
+        self.ask(&initialize(InitializationType::IpcNamespace), vec![theirs, user, mount], token)?;
         self.preparations.insert(token, Preparation::Namespace(Some(channel)));
         Ok(())
     }

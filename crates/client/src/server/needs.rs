@@ -31,13 +31,18 @@ impl Client {
             Initial::Making(_) => return Ok(false),
             Initial::None => {}
         }
-        let step = Step::CreateInitialNamespaces;
-        let (ours, theirs) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
         let key = Key::new(Kind::Mounter, self.next_id());
-        let channel = Channel::new(ours, key, &self.reactor).map_err(spawn_failure(step, "epoll_ctl"))?;
-        self.ask(&initialize(InitializationType::InitialNamespaces), vec![PassedFd::Owned(theirs)], 0)?;
+        let (channel, theirs) = self.open_channel(key, Step::CreateInitialNamespaces)?;
+        self.ask(&initialize(InitializationType::InitialNamespaces), vec![theirs], 0)?;
         self.initial = Initial::Making(channel);
         Ok(false)
+    }
+
+    /// A channel for the answers to a request, and the end of it that goes with the request.
+    pub(crate) fn open_channel(&self, key: Key, step: Step) -> Result<(Channel, PassedFd), Failure> {
+        let (ours, theirs) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
+        let channel = Channel::new(ours, key, &self.reactor).map_err(spawn_failure(step, "epoll_ctl"))?;
+        Ok((channel, PassedFd::Owned(theirs)))
     }
 
     /// The initial namespaces as fds of a request.
@@ -144,11 +149,8 @@ impl Client {
     }
 
     pub(super) fn request_template(&mut self, id: u64, initial: [PassedFd; 2]) -> Result<(), Failure> {
+        let (channel, theirs) = self.open_channel(Key::new(Kind::Template, id), Step::ForkTemplate)?;
         let Some(template) = self.templates.get_mut(id) else { return Ok(()) };
-        let step = Step::ForkTemplate;
-        let (ours, theirs) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
-        let channel = Channel::new(ours, Key::new(Kind::Template, id), &self.reactor)
-            .map_err(spawn_failure(step, "epoll_ctl"))?;
         template.channel = Some(channel);
         template.stage = templates::Stage::Building;
         let ids = self.ids.base();
@@ -159,7 +161,7 @@ impl Client {
         };
         let [user, mount] = initial;
         let request = ServerRequest { kind: Some(server_request::Kind::Template(request)) };
-        self.ask(&request, vec![PassedFd::Owned(theirs), user, mount], id)
+        self.ask(&request, vec![theirs, user, mount], id)
     }
 
     pub(super) fn fail_template(&mut self, id: u64, failure: &Failure) {
@@ -256,12 +258,9 @@ impl Client {
             return Ok(());
         }
         let Some([user, mount]) = self.initial_fds() else { return Ok(()) };
-        let step = Step::CreateNetworkNamespace;
-        let (ours, theirs) = socket::seqpacket_pair().map_err(spawn_failure(step, "socketpair"))?;
         let key = Key::new(Kind::Keeper, self.next_id());
-        let channel = Channel::new(ours, key, &self.reactor).map_err(spawn_failure(step, "epoll_ctl"))?;
-        let request = initialize(InitializationType::NetworkNamespaces);
-        self.ask(&request, vec![PassedFd::Owned(theirs), user, mount], 0)?;
+        let (channel, theirs) = self.open_channel(key, Step::CreateNetworkNamespace)?;
+        self.ask(&initialize(InitializationType::NetworkNamespaces), vec![theirs, user, mount], 0)?;
         self.networks.keeper = Keeper::Starting(channel);
         Ok(())
     }
