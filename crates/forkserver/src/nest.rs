@@ -4,6 +4,9 @@
 //! init and only reads. Promises: no two launches share a writable file system; no pivot, no umount; exactly the mounts
 //! that the plan lists.
 
+mod files;
+mod proc;
+
 use std::ffi::{CStr, CString};
 use std::fmt::Write;
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,43 +14,21 @@ use std::os::fd::{AsFd, AsRawFd};
 use nestbox_protocol::{Plan, Step, mount};
 use nestbox_sys::Errno;
 use nestbox_sys::mount::{
-    RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, attach, mount, mount_flags, open_at,
+    RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, attach, mount, open_at,
 };
 use nestbox_sys::process;
-use nestbox_sys::raw::write_all;
 
 use crate::fault::{At, Fault};
-use crate::launch::{Ids, LaunchFile, NetworkSource, Prepared};
+use crate::launch::{Ids, NetworkSource, Prepared};
 use crate::network;
 use crate::report::Marks;
 use crate::source::{below_root, c_path};
-use crate::tree::PROC_FLAGS;
+use files::{make_directory, write_new_file, write_private_file};
+use proc::{Masks, mount_masked};
 
 /// What a devpts is mounted with. The machine has `kernel.pty.max` pseudo-terminals for all instances together, 4096 where
 /// nobody changed it, and no other limit stops a sandboxee from taking them: four processes are enough.
 pub(crate) const DEVPTS: &CStr = c"newinstance,ptmxmode=0666,mode=0620,max=64";
-
-/// What covers a file of proc, where the tree has it.
-const NULL_DEVICE: &CStr = c"/dev/null";
-
-/// How one entry of proc is covered.
-#[derive(Debug)]
-enum Mask {
-    /// By the null device, or by an empty file where the policy shows no devices.
-    File(CString),
-    /// By an empty, read-only tmpfs.
-    Directory(CString),
-    /// By itself, read-only.
-    ReadOnly(CString),
-}
-
-/// What of proc is covered.
-#[derive(Debug)]
-struct Masks {
-    entries: Vec<Mask>,
-    /// The tree has a null device to cover files with.
-    null_device: bool,
-}
 
 #[derive(Debug)]
 enum NestStep {
@@ -104,18 +85,7 @@ impl NestPlan {
             let path = owned(&step.path)?;
             steps.push(match &step.kind {
                 Some(mount::Kind::Proc(proc)) => {
-                    let mut masks = Vec::new();
-                    for masked in &proc.masked {
-                        masks.extend(mask(&step.path, masked)?);
-                    }
-                    for read_only in &proc.read_only {
-                        let inside = join(&step.path, read_only)?;
-                        if kind_of(&inside, read_only)?.is_some() {
-                            masks.push(Mask::ReadOnly(inside));
-                        }
-                    }
-                    let null_device = kind_of(NULL_DEVICE, NULL_DEVICE.to_bytes())? == Some(libc::S_IFCHR);
-                    NestStep::Proc { path, masks: Masks { entries: masks, null_device } }
+                    NestStep::Proc { path, masks: Masks::new(&step.path, proc)? }
                 }
                 Some(mount::Kind::Tmpfs(tmpfs)) => NestStep::Tmpfs {
                     below_bind: device_of(&path, &step.path)? != device_of(c"/", b"/")?,
@@ -229,15 +199,6 @@ fn device_of<'a>(path: &CStr, name: &'a [u8]) -> Result<Option<libc::dev_t>, Fau
     Ok(look_at(path, name)?.map(|status| status.st_dev))
 }
 
-fn mask<'a>(base: &[u8], name: &'a [u8]) -> Result<Option<Mask>, Fault<'a>> {
-    let inside = join(base, name)?;
-    Ok(match kind_of(&inside, name)? {
-        Some(libc::S_IFDIR) => Some(Mask::Directory(inside)),
-        Some(_) => Some(Mask::File(inside)),
-        None => None,
-    })
-}
-
 /// Everything that is fresh, in order. Runs in init, as U0's root in the nest's namespaces.
 pub(crate) fn set_up<'a>(
     mounts: Option<&'a NestMounts<'_>>,
@@ -293,27 +254,7 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
     let mut options = mounts.tmpfs_options.iter();
     for step in &mounts.plan.steps {
         match step {
-            NestStep::Proc { path, masks } => {
-                let cover_with = if masks.null_device { NULL_DEVICE } else { empty_file(path)? };
-                mount(c"proc", path, c"proc", PROC_FLAGS, hidden_from(ids)).at(
-                    Step::MountProc,
-                    "mount",
-                    path.to_bytes(),
-                )?;
-                marks.add(Step::MountProc);
-                for mask in &masks.entries {
-                    cover(mask, cover_with)?;
-                }
-                if !masks.null_device {
-                    // SAFETY: a C string.
-                    unsafe { nestbox_sys::syscall!(libc::SYS_chdir, c"/".as_ptr()) }.at(
-                        Step::MaskProc,
-                        "chdir",
-                        b"/",
-                    )?;
-                }
-                marks.add(Step::MaskProc);
-            }
+            NestStep::Proc { path, masks } => mount_masked(path, masks, ids, marks)?,
             NestStep::Tmpfs { path, exec, below_bind, .. } => {
                 let flags = libc::MS_NOSUID | libc::MS_NODEV | if *exec { 0 } else { libc::MS_NOEXEC };
                 let options = options.next().map_or(c"", |options| options.as_c_str());
@@ -321,9 +262,7 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
                 let target = if *below_bind { enter(path, step)? } else { path.as_c_str() };
                 mount(c"tmpfs", target, c"tmpfs", flags, options).at(step, "mount", path.to_bytes())?;
                 if *below_bind {
-                    // SAFETY: a C string.
-                    unsafe { nestbox_sys::syscall!(libc::SYS_chdir, c"/".as_ptr()) }
-                        .at(step, "chdir", b"/")?;
+                    leave(step)?;
                 }
                 marks.add(Step::MountTmpfs);
             }
@@ -340,12 +279,7 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
                 make_directory(path, *mode, ids).at(Step::CreateDirectory, "mkdirat", path.to_bytes())?;
             }
             NestStep::File { path, content, mode } => {
-                let owner = Some((ids.outer_uid, ids.outer_gid));
-                write_new_file(path, content, *mode, owner).at(
-                    Step::WriteFile,
-                    "openat2",
-                    path.to_bytes(),
-                )?;
+                write_new_file(path, content, *mode, ids).at(Step::WriteFile, "openat2", path.to_bytes())?;
             }
             NestStep::Symlink { path, points_to } => {
                 // SAFETY: C strings.
@@ -364,13 +298,6 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
     Ok(())
 }
 
-/// The options of a nest's proc: it shows who reads it the processes that they could trace, so not init, but init all.
-/// Under an unprivileged host init owns the sandboxee's user namespace and may trace whoever is there. Under a root host it
-/// may not, and is told apart by its group, which no sandboxee has.
-fn hidden_from(ids: Ids) -> &'static CStr {
-    if ids.privileged { c"hidepid=invisible,gid=0" } else { c"hidepid=ptraceable" }
-}
-
 /// Goes to a directory that no link leads to, to be mounted over by the name that this answers.
 fn enter(path: &CStr, step: Step) -> Result<&'static CStr, Fault<'_>> {
     let flags = libc::O_PATH | libc::O_DIRECTORY;
@@ -386,49 +313,10 @@ fn enter(path: &CStr, step: Step) -> Result<&'static CStr, Fault<'_>> {
     Ok(c".")
 }
 
-/// Makes an empty, read-only file that no path leads to: on a tmpfs at `path`, which proc is then mounted over. Goes
-/// there, so that the name it answers leads to the file all the same.
-fn empty_file(path: &CStr) -> Result<&'static CStr, Fault<'_>> {
-    const NAME: &CStr = c"empty";
-    let step = Step::MaskProc;
-    mount(c"tmpfs", path, c"tmpfs", PROC_FLAGS, c"mode=0555,size=4k,nr_inodes=2").at(
-        step,
-        "mount",
-        path.to_bytes(),
-    )?;
+/// Goes back from there to the root.
+fn leave(step: Step) -> Result<(), Fault<'static>> {
     // SAFETY: a C string.
-    unsafe { nestbox_sys::syscall!(libc::SYS_chdir, path.as_ptr()) }.at(step, "chdir", path.to_bytes())?;
-    open_at(libc::AT_FDCWD, NAME, libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL, 0o444, 0).at(
-        step,
-        "openat2",
-        path.to_bytes(),
-    )?;
-    mount(c"tmpfs", c".", c"tmpfs", libc::MS_REMOUNT | libc::MS_RDONLY | PROC_FLAGS, c"").at(
-        step,
-        "mount",
-        path.to_bytes(),
-    )?;
-    Ok(NAME)
-}
-
-fn cover<'a>(mask: &'a Mask, with: &CStr) -> Result<(), Fault<'a>> {
-    let step = Step::MaskProc;
-    match mask {
-        Mask::File(path) => mount_flags(with, path, libc::MS_BIND).at(step, "mount", path.to_bytes()),
-        Mask::Directory(path) => {
-            let flags = PROC_FLAGS | libc::MS_RDONLY;
-            mount(c"tmpfs", path, c"tmpfs", flags, c"mode=0555,size=4k,nr_inodes=2").at(
-                step,
-                "mount",
-                path.to_bytes(),
-            )
-        }
-        Mask::ReadOnly(path) => {
-            mount_flags(path, path, libc::MS_BIND).at(step, "mount", path.to_bytes())?;
-            let flags = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY | PROC_FLAGS;
-            mount_flags(c"none", path, flags).at(step, "mount", path.to_bytes())
-        }
-    }
+    unsafe { nestbox_sys::syscall!(libc::SYS_chdir, c"/".as_ptr()) }.at(step, "chdir", b"/").map(drop)
 }
 
 fn attach_bind(bind: &crate::launch::LaunchBind) -> Result<(), Fault<'_>> {
@@ -443,82 +331,4 @@ fn attach_bind(bind: &crate::launch::LaunchBind) -> Result<(), Fault<'_>> {
     )
     .at(step, "openat2", bind.path.to_bytes())?;
     attach(bind.mount, target.as_fd()).at(step, "move_mount", bind.path.to_bytes())
-}
-
-/// Writes a launch's private file, making the directories above it. Nothing of the user runs yet, and the client has
-/// seen to it that the path lies below a tmpfs of this nest; symlinks are refused all the same.
-///
-/// Not inlined: [`add`] is on the path of every launch, and few have files.
-#[inline(never)]
-fn write_private_file<'a>(file: &'a LaunchFile<'_>, launch: &Prepared<'_>) -> Result<(), Fault<'a>> {
-    let step = Step::WriteLaunchFile;
-    let mut path = [0; libc::PATH_MAX as usize];
-    if file.path.len() >= path.len() || file.path.contains(&0) {
-        return Err(Fault::new(step, Errno::ENAMETOOLONG, "openat2", file.path));
-    }
-    let owner = Some((launch.ids.outer_uid, launch.ids.outer_gid));
-    // Each proper prefix is a directory; those that are missing are made.
-    for (index, _) in file.path.iter().enumerate().skip(1).filter(|&(_, &byte)| byte == b'/') {
-        path[..index].copy_from_slice(&file.path[..index]);
-        path[index] = 0;
-        // SAFETY: the path ends in NUL.
-        let made = unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, libc::AT_FDCWD, path.as_ptr(), 0o755) };
-        match made {
-            Ok(_) => {
-                // SAFETY: as above.
-                unsafe {
-                    nestbox_sys::syscall!(
-                        libc::SYS_fchownat,
-                        libc::AT_FDCWD,
-                        path.as_ptr(),
-                        launch.ids.outer_uid,
-                        launch.ids.outer_gid,
-                        libc::AT_SYMLINK_NOFOLLOW
-                    )
-                }
-                .at(step, "fchownat", file.path)?;
-            }
-            // On a read-only mount an existing directory answers EROFS.
-            Err(Errno::EEXIST | Errno::EROFS) => {}
-            Err(errno) => return Err(Fault::new(step, errno, "mkdirat", file.path)),
-        }
-    }
-    path[..file.path.len()].copy_from_slice(file.path);
-    path[file.path.len()] = 0;
-    let path = CStr::from_bytes_until_nul(&path)
-        .map_err(|_| Fault::new(step, Errno::EINVAL, "openat2", file.path))?;
-    write_new_file(path, file.content, file.mode, owner).at(step, "openat2", file.path)
-}
-
-/// Makes a directory of the sandboxee's on a file system of the nest's own. The mode is the policy's, whatever our umask.
-fn make_directory(path: &CStr, mode: u32, ids: Ids) -> Result<(), Errno> {
-    // SAFETY: a C string.
-    unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, libc::AT_FDCWD, path.as_ptr(), mode) }?;
-    // SAFETY: as above.
-    unsafe {
-        nestbox_sys::syscall!(
-            libc::SYS_fchownat,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            ids.outer_uid,
-            ids.outer_gid,
-            libc::AT_SYMLINK_NOFOLLOW
-        )
-    }?;
-    // SAFETY: as above.
-    unsafe { nestbox_sys::syscall!(libc::SYS_fchmodat, libc::AT_FDCWD, path.as_ptr(), mode) }.map(drop)
-}
-
-/// Creates and writes a file below this process's root.
-fn write_new_file(path: &CStr, content: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<(), Errno> {
-    let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
-    let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
-    let file = open_at(libc::AT_FDCWD, below_root(path), flags, 0o600, resolve)?;
-    write_all(file.as_fd(), content)?;
-    if let Some((uid, gid)) = owner {
-        // SAFETY: numbers only.
-        unsafe { nestbox_sys::syscall!(libc::SYS_fchown, file.as_raw_fd(), uid, gid) }?;
-    }
-    // SAFETY: numbers only.
-    unsafe { nestbox_sys::syscall!(libc::SYS_fchmod, file.as_raw_fd(), mode) }.map(drop)
 }
