@@ -12,7 +12,7 @@
 //! | `policy`, `templates` | resolved policies, and who waits for which template |
 //! | `networks`, `ids` | what nests are given while they run |
 //! | `launch`, `fork` | requests and results |
-//! | `event` | what is told of both |
+//! | `event` | what is told of them, and of the fork server |
 //! | `stdio`, `capture`, `outputs` | what goes in and comes out |
 //! | `symbolizer` | what is made of a crash |
 //! | `failure`, `hints`, `blockers` | what went wrong and what to do |
