@@ -13,7 +13,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 
 import type { ExecutionContext } from 'ava'
 
-import { policy, PolicyError, RequestError, Sandbox } from '../../index.ts'
+import { ForkServer, policy, PolicyError, RequestError, Sandbox } from '../../index.ts'
 import { scratch, until } from '../helpers.ts'
 import { attack, attackable, done, filters, inside, outside, program, withoutLandlock } from './support.ts'
 
@@ -264,6 +264,30 @@ attack('only families and protocols that know of namespaces can be used', async 
     free.some((what) => what.startsWith('family-1-')) && free.length > found.length + 3,
     'without the filter there are others',
   )
+})
+
+attack("a network that was watched from another nest is nobody else's afterwards", async (t) => {
+  const directory = scratch(t)
+  chmodSync(directory, 0o777)
+  const server = await ForkServer.start({ networkPool: 4 })
+  t.teardown(() => server.destroy())
+  const meeting = attackable().bind(directory, '/meeting', { writable: true }).unixSockets('allow')
+  await using accomplices = await Sandbox.create(meeting, { server })
+  await using victims = await Sandbox.create(attackable(), { server })
+  await using watcher = await accomplices.spawn('/attack', ['sockets', 'watch', '/meeting/socket'], { stdin: 'pipe' })
+  const lines = watcher.lines()[Symbol.asyncIterator]()
+  t.is((await lines.next()).value, 'listen done')
+  const seen = async (): Promise<unknown> => {
+    watcher.stdin.write('.')
+    return (await lines.next()).value
+  }
+  t.deepEqual(done(await inside(accomplices, ['sockets', 'hand-on', '/meeting/socket'])), ['hand-on'])
+  t.is(await seen(), 'bytes 0', 'it can watch')
+  // As many at a time as there are namespaces, so that each of those that are used again is.
+  for (let turn = 0; turn < 6; turn += 1) {
+    await Promise.all(Array.from({ length: 8 }, () => inside(victims, ['sockets', 'forms', '9', '127.0.0.1'])))
+    t.is(await seen(), 'bytes 0')
+  }
 })
 
 attack('descriptors in flight are bounded, and the host and others can still pass theirs', async (t) => {

@@ -160,6 +160,53 @@ static void in_flight(int cap) {
   tell("last", -1);
 }
 
+/** Hands on what shows the traffic of this network namespace, to whoever watches there. */
+static long hand_on(const char *name) {
+  struct sockaddr_un address;
+  socklen_t length = address_of(&address, name);
+  int file = open("/proc/self/net/dev", O_RDONLY);
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (file < 0 || fd < 0 || connect(fd, (struct sockaddr *)&address, length) != 0) return -1;
+  char control[CMSG_SPACE(sizeof file)] = {0};
+  struct iovec data = {"x", 1};
+  struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof file);
+  memcpy(CMSG_DATA(header), &file, sizeof file);
+  if (sendmsg(fd, &message, MSG_NOSIGNAL) != 1) return -1;
+  // Not before it has arrived: what is in flight goes with the sender's end.
+  return read(fd, &(char){0}, 1) == 1 ? 0 : -1;
+}
+
+/** Receives such a file, and says once a line what it shows of the loopback: the bytes that came. */
+static void watch(const char *name) {
+  struct sockaddr_un address;
+  socklen_t length = address_of(&address, name);
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  tell("listen", bind(fd, (struct sockaddr *)&address, length) != 0 ? -1 : listen(fd, 8));
+  int call = accept(fd, NULL, NULL);
+  char control[CMSG_SPACE(sizeof(int))], text[4096];
+  struct iovec data = {text, 1};
+  struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+  recvmsg(call, &message, 0);
+  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+  if (header == NULL) return;
+  int file;
+  memcpy(&file, CMSG_DATA(header), sizeof file);
+  if (write(call, "x", 1) != 1) return;
+  // It belongs to the caller's namespace, where it would be seen.
+  close(call);
+  while (read(0, &(char){0}, 1) == 1) {
+    ssize_t size = pread(file, text, sizeof text - 1, 0);
+    if (size < 0) return;
+    text[size] = 0;
+    char *loopback = strstr(text, "lo:");
+    dprintf(1, "bytes %ld\n", loopback == NULL ? -1 : atol(loopback + 3));
+  }
+}
+
 int sockets(int argc, char **argv) {
   const char *what = argv[0];
   if (strcmp(what, "unix") == 0 && argc > 1) unix_sockets(argv[1]);
@@ -167,6 +214,8 @@ int sockets(int argc, char **argv) {
   else if (strcmp(what, "forms") == 0 && argc > 1) {
     for (int index = 2; index < argc; index++) TRY(argv[index], connect_as(argv[index], atoi(argv[1])));
   } else if (strcmp(what, "serve") == 0 && argc > 1) serve(argv[1]);
+  else if (strcmp(what, "hand-on") == 0 && argc > 1) TRY("hand-on", hand_on(argv[1]));
+  else if (strcmp(what, "watch") == 0 && argc > 1) watch(argv[1]);
   else if (strcmp(what, "families") == 0) families();
   else if (strcmp(what, "in-flight") == 0 && argc > 1) {
     in_flight(atoi(argv[1]));

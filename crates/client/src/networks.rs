@@ -238,6 +238,13 @@ impl Networks {
         self.used.push(used);
     }
 
+    /// A launch that had one has ended, and it may be watched from elsewhere: nobody gets it again. The keeper is told with the
+    /// next requests.
+    pub(crate) fn throw_away(&mut self, used: Lent) {
+        self.discouraged = false;
+        self.given_up.push(used.namespace.id);
+    }
+
     /// Whether the next launch would find none although some only have to be checked.
     pub(crate) fn is_pressed(&self) -> bool {
         self.ready.is_empty() && !self.used.is_empty()
@@ -521,6 +528,16 @@ mod tests {
         assert_eq!(ids(&networks.next_requests()), [1001]);
         networks.reply(NetworkReply { used: vec![1], ..NetworkReply::default() }, Vec::new());
         assert_eq!((networks.ready(), ids(&networks.next_requests())), (0, vec![2]));
+    }
+
+    #[test]
+    fn what_is_thrown_away_is_forgotten_and_replaced() {
+        let mut networks = full(1);
+        let used = networks.take().expect("ready");
+        networks.throw_away(used);
+        assert_eq!(ids(&networks.next_requests()), [2001, 2]);
+        made(&mut networks, 2);
+        assert_eq!(networks.take().expect("ready").namespace.id, 2);
     }
 
     #[test]

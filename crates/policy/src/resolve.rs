@@ -20,7 +20,7 @@ use std::sync::Arc;
 use nestbox_protocol::{Limits, Plan, Step, Tmpfs};
 
 use crate::check::check;
-use crate::document::{Base, Dev, MountEntry, Network, Policy, Proc, Requirement};
+use crate::document::{Base, Dev, MountEntry, Network, Policy, Proc, Requirement, UnixSockets};
 use crate::error::ResolveError;
 use crate::filter::{self, OwnCalls, Program};
 use crate::hash::Hash;
@@ -78,6 +78,8 @@ pub struct Resolved {
     pub limits: Limits,
     /// Bytes on stdout and stderr together, which the host keeps.
     pub output_limit: Option<u64>,
+    /// Its sandboxees can hand descriptors to those of other nests: by unix sockets, at a path that both have.
+    pub exchanges_fds: bool,
     sources: Sources,
 }
 
@@ -177,9 +179,15 @@ impl Policy {
             tmpfs_paths,
             limits: self.limits.into(),
             output_limit: self.limits.output,
+            exchanges_fds: self.unix_sockets == UnixSockets::Allow && self.mounts.iter().any(is_of_host),
             sources,
         })
     }
+}
+
+/// Whether a mount is of the host's files, which other nests may have as well.
+fn is_of_host(entry: &MountEntry) -> bool {
+    matches!(entry, MountEntry::Bind { .. } | MountEntry::MountPoint { .. })
 }
 
 /// The policy's filter: one for a template to install, or else one that each launch installs for itself and that is shorter for

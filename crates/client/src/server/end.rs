@@ -48,7 +48,12 @@ impl Client {
             self.refill_soon(id);
         }
         if let Some(network) = launch.network {
-            self.networks.give_back(network);
+            // A file of `/proc/self/net` that was handed on shows whatever happens there from then on.
+            if launch.resolved.is_some_and(|resolved| resolved.exchanges_fds) {
+                self.networks.throw_away(network);
+            } else {
+                self.networks.give_back(network);
+            }
             if self.networks.is_pressed() {
                 self.tend_networks();
             }
@@ -144,8 +149,8 @@ impl Client {
     /// Gives back what the launches held that have ended. Whoever waits for their results comes first, so this is called
     /// when those have been told, and before whatever may need what is given back.
     pub(crate) fn tidy(&mut self) {
-        while let Some((token, mut launch)) = self.over.pop() {
-            self.unlooked.extend(launch.resolved.take());
+        while let Some((token, launch)) = self.over.pop() {
+            self.unlooked.extend(launch.resolved.clone());
             self.release(launch);
             self.make_place(token);
         }
