@@ -35,9 +35,6 @@ const SEARCH: usize = 1 << 20;
 /// How much of the memory map.
 const MAPS: usize = 256 << 10;
 
-/// How many stops are dealt with before init looks at the clock and the host again.
-const STOPS: usize = 64;
-
 const PTRACE_TRACEME: libc::c_long = 0;
 const PTRACE_CONT: libc::c_long = 7;
 const PTRACE_DETACH: libc::c_long = 17;
@@ -87,8 +84,6 @@ pub(crate) struct Tracer {
     reads: bool,
     /// Init kills it because of what this thread did; that is to be captured as well.
     culprit: Option<i32>,
-    /// There may be more stops.
-    busy: bool,
     /// The last signal that was on its way to the program: thread, number.
     signal: (i32, i32),
     siginfo: [u8; SIGINFO],
@@ -120,7 +115,6 @@ impl Tracer {
             wanted: true,
             reads,
             culprit: None,
-            busy: false,
             signal: (0, 0),
             siginfo: [0; SIGINFO],
             fault: (0, 0),
@@ -151,22 +145,6 @@ impl Tracer {
     /// Whether it was seen to crash.
     pub(crate) fn has_captured(&self) -> bool {
         self.file.is_some()
-    }
-
-    /// Whether there was no time to deal with every stop.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.busy
-    }
-
-    /// Begins to deal with stops.
-    pub(crate) fn quota(&mut self) -> usize {
-        self.busy = false;
-        STOPS
-    }
-
-    /// The quota is used up.
-    pub(crate) fn interrupted(&mut self) {
-        self.busy = true;
     }
 
     /// A thread has stopped, with `status` as waitid(2) has it. What fails here fails because the thread has been killed:

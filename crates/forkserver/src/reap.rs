@@ -81,17 +81,31 @@ fn last_number(loadavg: RawFd) -> Option<i32> {
     std::str::from_utf8(line.rsplit(|&byte| byte == b' ').next()?).ok()?.parse().ok()
 }
 
-/// Reaps what has ended (or, if `block`, everybody), noting how `main` ended. True if nobody is left.
+/// How many children that ended or stopped are dealt with before init looks at the clock and the host again: on many
+/// processors a nest can make them as fast as they are reaped, for ever.
+const TOGETHER: usize = 64;
+
+/// Who is left after [`reap`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    Nobody,
+    /// Children of which none has ended.
+    Alive,
+    /// Children of which more may have ended: nothing else will tell of them.
+    Unreaped,
+}
+
+/// Reaps what has ended, or, if `block`, everybody; notes how `main` ended.
 pub(crate) fn reap(
     block: bool,
     main: i32,
     ended: &mut Option<Ended>,
     mut tracer: Option<&mut Tracer>,
-) -> bool {
+) -> Left {
     let stops = if tracer.is_some() { libc::WSTOPPED } else { 0 };
     let options = libc::WEXITED | libc::__WALL | stops | if block { 0 } else { libc::WNOHANG };
-    let mut quota = tracer.as_deref_mut().map_or(0, Tracer::quota);
-    loop {
+    let mut dealt_with = 0;
+    while block || dealt_with < TOGETHER {
         // SAFETY: all-zero is a valid siginfo.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         // SAFETY: a struct of ours.
@@ -99,30 +113,24 @@ pub(crate) fn reap(
             unsafe { nestbox_sys::syscall!(libc::SYS_waitid, libc::P_ALL, 0, &raw mut info, options, 0) };
         match waited {
             Err(Errno::EINTR) => continue,
-            Err(_) => return true,
-            Ok(_) => {}
+            Err(_) => return Left::Nobody,
+            Ok(_) => dealt_with += 1,
         }
         // SAFETY: waitid filled in a SIGCHLD siginfo, or left the zeroes.
         let pid = unsafe { info.si_pid() };
         if pid == 0 {
-            return false;
+            return Left::Alive;
         }
         if let Some(tracer) = tracer.as_deref_mut()
             && matches!(info.si_code, libc::CLD_TRAPPED | libc::CLD_STOPPED)
         {
             // For a stop it is the signal.
             tracer.stopped(pid, PROC_FD, Ended::of(&info).status);
-            quota = quota.saturating_sub(1);
-            if quota == 0 && !block {
-                tracer.interrupted();
-                return false;
-            }
-            continue;
-        }
-        if pid == main {
+        } else if pid == main {
             *ended = Some(Ended::of(&info));
         }
     }
+    Left::Unreaped
 }
 
 /// Ends everything: kill, reap, until nobody is left.
@@ -136,7 +144,7 @@ pub(crate) fn kill_all(
         tracer.give_up();
     }
     // Most programs leave nobody: then there is no child to wait for, and so nobody to kill.
-    while !reap(false, main, ended, tracer.as_deref_mut()) {
+    while reap(false, main, ended, tracer.as_deref_mut()) != Left::Nobody {
         if pid_namespace {
             // All but init itself; a process forked meanwhile has a killed parent and is reaped here: kill(2).
             // SAFETY: numbers only; in a pid namespace of ours -1 means nobody else's processes.

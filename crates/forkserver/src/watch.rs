@@ -27,7 +27,7 @@ use crate::limits::Changes;
 use crate::nest::NestMounts;
 use crate::notify::{Finding, Supervisor};
 use crate::outputs::Outputs;
-use crate::reap::{self, Ended};
+use crate::reap::{self, Ended, Left};
 use crate::report::{self, Ending, Marks};
 use crate::template::LOADAVG_FD;
 
@@ -106,9 +106,10 @@ pub(crate) fn supervise(
     let mut ended = None;
     let mut alone = None;
     let mut settle_at = Some(running.exec_ns + SETTLE_AFTER);
+    let mut left = Left::Alive;
     let verdict = loop {
-        let busy = running.tracer.as_ref().is_some_and(Tracer::is_busy);
-        let due = [settle_at, running.allowance.next(), running.changes.next(), busy.then_some(0)];
+        let unreaped = left == Left::Unreaped;
+        let due = [settle_at, running.allowance.next(), running.changes.next(), unreaped.then_some(0)];
         let until = due.into_iter().flatten().min();
         let Ready { message, child, room, call } = wait(socket, &running, until);
         if let (Listener::HungUp, Some(supervisor)) = (call, &mut running.supervisor) {
@@ -126,14 +127,14 @@ pub(crate) fn supervise(
             (ended, alone) = (Some(how), Some(used));
             break Verdict::default();
         }
-        if child || busy {
+        if child || unreaped {
             if reap::next_signal(running.signals.as_fd()) == Some(reap::PARENT_DIED) {
                 reap::kill_all(nest.pid_namespace, running.pid, &mut ended, running.tracer.as_mut());
                 crate::exit(0);
             }
             // While it can still be named: a reaped process has no pid.
             report_start(nest, socket, &mut running);
-            reap::reap(false, running.pid, &mut ended, running.tracer.as_mut());
+            left = reap::reap(false, running.pid, &mut ended, running.tracer.as_mut());
             if ended.is_some() {
                 break Verdict::default();
             }
