@@ -108,8 +108,8 @@ test('the types of the documentation are right', async (t) => {
 })
 
 for (const program of programs) {
-  test(program.name, async (t) => {
-    if (!isThere(program)) return t.log(`Skipped: it needs ${program.needs.join(', ')}.`)
+  const there = isThere(program) ? test : test.skip
+  there(program.name, async (t) => {
     outcomes ??= runAll()
     const outcome = (await outcomes).get(fileOf(directory, program))
     t.truthy(outcome, 'the process that runs the pages ended early')
@@ -119,15 +119,14 @@ for (const program of programs) {
       [],
       'lines whose expectation was never looked at',
     )
-    return undefined
   })
 }
 
 // ---- shell ------------------------------------------------------------------------------------------------------------------
 
 for (const block of blocks.filter(({ language }) => language === 'sh')) {
-  test(`${block.page}:${block.line}`, async (t) => {
-    if (block.needs !== undefined && !existsSync(block.needs)) return t.log(`Skipped: it needs ${block.needs}.`)
+  const there = block.needs === undefined || existsSync(block.needs) ? test : test.skip
+  there(`${block.page}:${block.line}`, async (t) => {
     const PATH = `${path.join(directory, 'bin')}:${process.env['PATH']}`
     const options = { cwd: directory, timeout: 60_000, env: { ...process.env, PATH } }
     const { stdout } = await promisify(execFile)('sh', ['-ec', block.lines.join('\n')], options)
@@ -139,7 +138,6 @@ for (const block of blocks.filter(({ language }) => language === 'sh')) {
       t.true(at !== -1, `${text} is not printed: ${stdout}`)
       from = at + 1
     }
-    return undefined
   })
 }
 
