@@ -20,6 +20,9 @@ const COPY_ENTRIES_MAX: usize = 64;
 /// How deep a copied directory goes.
 const COPY_DEPTH_MAX: usize = 4;
 
+/// Anyone on the host may list the directory and open what is in it. In one that is closed files need no protection of their own.
+const EVERYBODY_ENTERS: u32 = 0o005;
+
 /// Anyone on the host may read it. Under a root host this process could read more than the sandboxee may.
 pub(super) fn is_public(metadata: &fs::Metadata) -> bool {
     metadata.mode() & 0o004 != 0
@@ -69,6 +72,9 @@ impl Copy {
     fn directory(&mut self, path: &str, depth: usize) -> Option<()> {
         let name = c_path(path)?;
         let status = stat(name.as_c_str()).ok()?;
+        if status.st_mode & EVERYBODY_ENTERS != EVERYBODY_ENTERS {
+            return None;
+        }
         self.entries.push((path.to_owned(), Entry::Directory));
         self.sources.push(Source::copied(name, &status));
         let mut children =
@@ -92,5 +98,35 @@ impl Copy {
 
     fn fits(&self) -> Option<()> {
         (self.entries.len() <= COPY_ENTRIES_MAX && self.bytes <= COPY_MAX).then_some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    fn with_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("permissions");
+    }
+
+    #[test]
+    fn a_directory_that_is_closed_is_not_copied_whatever_is_in_it() {
+        let below = tempfile::tempdir().expect("directory");
+        let closed = below.path().join("closed");
+        fs::create_dir(&closed).expect("directory");
+        fs::write(closed.join("file"), "secret").expect("file");
+        with_mode(below.path(), 0o755);
+        with_mode(&closed.join("file"), 0o644);
+        let copies = |mode| {
+            with_mode(&closed, mode);
+            copy_directory(below.path().to_str().expect("text"), &mut Vec::new()).map(|entries| entries.len())
+        };
+        assert_eq!(copies(0o755), Some(3));
+        assert_eq!(copies(0o700), None);
+        assert_eq!(copies(0o711), None, "names that nobody may list");
+        assert_eq!(copies(0o754), None, "files that nobody may open");
+        with_mode(&closed, 0o755);
     }
 }
