@@ -1,5 +1,7 @@
 // What a launch hands over: program, arguments, environment, directory, files. Exactly, whatever is in it.
 
+import { chmodSync, readdirSync } from 'node:fs'
+
 import test from 'ava'
 
 import { ExecError, policy, run, Sandbox, SpawnError } from '../index.ts'
@@ -244,6 +246,18 @@ test('files can only be put where the nest has its own file system', async (t) =
     t.regex((error as { code?: string }).code ?? '', /^ERR_NESTBOX_(?:SPAWN|REQUEST)$/)
     t.true(error?.message.includes(at), error?.message)
   }
+})
+
+test("a file below a link of the policy's makes nothing where that leads", async (t) => {
+  const directory = scratch(t)
+  chmodSync(directory, 0o777)
+  const linking = policy('host-system').tmpfs('/work').symlink('/work/link', '/data')
+  const sandbox = await Sandbox.create(linking.bind(directory, '/data', { writable: true }))
+  t.is((await sandbox.run('mkdir', ['/work/link/by-the-program'])).exitCode, 0)
+  t.deepEqual(readdirSync(directory), ['by-the-program'], 'a program may')
+  const error = await t.throwsAsync(sandbox.run('true', [], { files: { '/work/link/by-the-launch/file': 'x' } }))
+  t.like(error, { errnoName: 'ELOOP', step: 'write-launch-file', path: '/work/link/by-the-launch/file' })
+  t.deepEqual(readdirSync(directory), ['by-the-program'])
 })
 
 test('a file that is in the way of another, or of the policy, is refused', async (t) => {

@@ -279,7 +279,11 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
                 make_directory(path, *mode, ids).at(Step::CreateDirectory, "mkdirat", path.to_bytes())?;
             }
             NestStep::File { path, content, mode } => {
-                write_new_file(path, content, *mode, ids).at(Step::WriteFile, "openat2", path.to_bytes())?;
+                write_new_file(libc::AT_FDCWD, below_root(path), content, *mode, ids).at(
+                    Step::WriteFile,
+                    "openat2",
+                    path.to_bytes(),
+                )?;
             }
             NestStep::Symlink { path, points_to } => {
                 // SAFETY: C strings.

@@ -1,10 +1,10 @@
 //! Files and directories of the sandboxee's on file systems that are the nest's own: the plan's, and a launch's private files.
 //!
-//! Promises: a file is written through no symlink; the mode of what the plan lists is the policy's, whatever our umask. Runs in
+//! Promises: no symlink is followed on the way to a file; the mode of what the plan lists is the policy's, whatever our umask. Runs in
 //! init.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
 use nestbox_protocol::Step;
 use nestbox_sys::Errno;
@@ -13,10 +13,10 @@ use nestbox_sys::raw::write_all;
 
 use crate::fault::{At, Fault};
 use crate::launch::{Ids, LaunchFile, Prepared};
-use crate::source::below_root;
 
-/// Writes a launch's private file, making the directories above it. Nothing of the user runs yet, and the client has
-/// seen to it that the path lies below a tmpfs of this nest; symlinks are refused all the same.
+/// Writes a launch's private file, making the directories above it. Nothing of the user runs yet, and the client has seen to
+/// it that the path lies below a tmpfs of this nest. That holds of the path as it is written, so no link is followed on the way:
+/// one of the policy's might lead to a bind, where a directory would be made on the host.
 ///
 /// Not inlined: [`super::add`] is on the path of every launch, and few have files.
 #[inline(never)]
@@ -25,41 +25,55 @@ pub(super) fn write_private_file<'a>(
     launch: &Prepared<'_>,
 ) -> Result<(), Fault<'a>> {
     let step = Step::WriteLaunchFile;
-    let mut path = [0; libc::PATH_MAX as usize];
-    if file.path.len() >= path.len() || file.path.contains(&0) {
-        return Err(Fault::new(step, Errno::ENAMETOOLONG, "openat2", file.path));
-    }
-    // Each proper prefix is a directory; those that are missing are made.
-    for (index, _) in file.path.iter().enumerate().skip(1).filter(|&(_, &byte)| byte == b'/') {
-        path[..index].copy_from_slice(&file.path[..index]);
-        path[index] = 0;
-        // SAFETY: the path ends in NUL.
-        let made = unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, libc::AT_FDCWD, path.as_ptr(), 0o755) };
-        match made {
-            Ok(_) => {
-                // SAFETY: as above.
-                unsafe {
-                    nestbox_sys::syscall!(
-                        libc::SYS_fchownat,
-                        libc::AT_FDCWD,
-                        path.as_ptr(),
-                        launch.ids.outer_uid,
-                        launch.ids.outer_gid,
-                        libc::AT_SYMLINK_NOFOLLOW
-                    )
-                }
-                .at(step, "fchownat", file.path)?;
-            }
-            // On a read-only mount an existing directory answers EROFS.
-            Err(Errno::EEXIST | Errno::EROFS) => {}
-            Err(errno) => return Err(Fault::new(step, errno, "mkdirat", file.path)),
+    let mut directory = open_at(libc::AT_FDCWD, c"/", DIRECTORY, 0, 0).at(step, "openat2", b"/")?;
+    let mut names = file.path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()).peekable();
+    let mut room = [0; NAME_MAX + 1];
+    while let Some(name) = names.next() {
+        let name = component(name, &mut room).at(step, "openat2", file.path)?;
+        if names.peek().is_none() {
+            return write_new_file(directory.as_raw_fd(), name, file.content, file.mode, launch.ids)
+                .at(step, "openat2", file.path);
         }
+        directory = match open_at(directory.as_raw_fd(), name, DIRECTORY, 0, WITHOUT_LINKS) {
+            Err(Errno::ENOENT) => {
+                add_directory(directory.as_fd(), name, launch.ids).at(step, "mkdirat", file.path)?;
+                open_at(directory.as_raw_fd(), name, DIRECTORY, 0, WITHOUT_LINKS)
+            }
+            opened => opened,
+        }
+        .at(step, "openat2", file.path)?;
     }
-    path[..file.path.len()].copy_from_slice(file.path);
-    path[file.path.len()] = 0;
-    let path = CStr::from_bytes_until_nul(&path)
-        .map_err(|_| Fault::new(step, Errno::EINVAL, "openat2", file.path))?;
-    write_new_file(path, file.content, file.mode, launch.ids).at(step, "openat2", file.path)
+    Err(Fault::new(step, Errno::EISDIR, "openat2", file.path))
+}
+
+/// How a directory is opened to go on from there.
+const DIRECTORY: i32 = libc::O_PATH | libc::O_DIRECTORY;
+
+/// How a name is looked up that is to lead nowhere else.
+const WITHOUT_LINKS: u64 = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
+
+/// The longest name of a file: limits.h(0p).
+const NAME_MAX: usize = 255;
+
+/// One component of a path, with its NUL, in `room`.
+fn component<'a>(name: &[u8], room: &'a mut [u8; NAME_MAX + 1]) -> Result<&'a CStr, Errno> {
+    if name.len() > NAME_MAX {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    room[..name.len()].copy_from_slice(name);
+    room[name.len()] = 0;
+    CStr::from_bytes_with_nul(&room[..=name.len()]).map_err(|_| Errno::EINVAL)
+}
+
+/// Makes a directory of the sandboxee's on the way to a private file.
+fn add_directory(directory: BorrowedFd<'_>, name: &CStr, ids: Ids) -> Result<(), Errno> {
+    let (at, name) = (directory.as_raw_fd(), name.as_ptr());
+    // SAFETY: a C string.
+    unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, at, name, 0o755) }?;
+    let (uid, gid) = (ids.outer_uid, ids.outer_gid);
+    // SAFETY: as above.
+    unsafe { nestbox_sys::syscall!(libc::SYS_fchownat, at, name, uid, gid, libc::AT_SYMLINK_NOFOLLOW) }
+        .map(drop)
 }
 
 /// Makes a directory of the sandboxee's on a file system of the nest's own. The mode is the policy's, whatever our umask.
@@ -81,11 +95,16 @@ pub(super) fn make_directory(path: &CStr, mode: u32, ids: Ids) -> Result<(), Err
     unsafe { nestbox_sys::syscall!(libc::SYS_fchmodat, libc::AT_FDCWD, path.as_ptr(), mode) }.map(drop)
 }
 
-/// Creates and writes a file of the sandboxee's, below this process's root.
-pub(super) fn write_new_file(path: &CStr, content: &[u8], mode: u32, ids: Ids) -> Result<(), Errno> {
+/// Creates and writes a file of the sandboxee's, at a path below a directory.
+pub(super) fn write_new_file(
+    directory: RawFd,
+    path: &CStr,
+    content: &[u8],
+    mode: u32,
+    ids: Ids,
+) -> Result<(), Errno> {
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
-    let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
-    let file = open_at(libc::AT_FDCWD, below_root(path), flags, 0o600, resolve)?;
+    let file = open_at(directory, path, flags, 0o600, WITHOUT_LINKS)?;
     write_all(file.as_fd(), content)?;
     // SAFETY: numbers only.
     unsafe { nestbox_sys::syscall!(libc::SYS_fchown, file.as_raw_fd(), ids.outer_uid, ids.outer_gid) }?;
