@@ -300,6 +300,8 @@ export interface NativeOutput {
   content?: Buffer
   errno?: number
   errnoName?: string
+  /** It is the errno of the host file. */
+  ofTarget?: boolean
   tooLarge?: boolean
 }
 

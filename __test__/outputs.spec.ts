@@ -5,8 +5,8 @@ import path from 'node:path'
 
 import test from 'ava'
 
-import { policy, run, Sandbox } from '../index.ts'
-import { scratch } from './helpers.ts'
+import { policy, run, Sandbox, SpawnError } from '../index.ts'
+import { isRoot, scratch } from './helpers.ts'
 import { sh } from './inside.ts'
 
 test('bytes, exactly', async (t) => {
@@ -40,27 +40,71 @@ test('to a new host file', async (t) => {
   t.is(readFileSync(to, 'utf8'), 'hello\n')
 })
 
-test('to a host file that exists, or a link: refused, and left alone', async (t) => {
+test('to a host file that can be seen not to be made: an error before the program runs', async (t) => {
   const directory = scratch(t)
-  const there = path.join(directory, 'there')
-  const link = path.join(directory, 'link')
-  writeFileSync(there, 'mine')
-  symlinkSync(path.join(directory, 'elsewhere'), link)
-  for (const to of [there, link]) {
+  chmodSync(directory, 0o777)
+  const at = (...names: string[]): string => path.join(directory, ...names)
+  writeFileSync(at('there'), 'mine')
+  symlinkSync(at('elsewhere'), at('link'))
+  mkdirSync(at('closed'), { mode: 0o555 })
+  const sandbox = await Sandbox.create(policy('host-system').bind(directory, '/job', { writable: true }))
+  for (const [to, errnoName, hint] of [
+    [at('there'), 'EEXIST', /never replaces a file/],
+    [at('link'), 'EEXIST', /never replaces a file/],
+    [at('none', 'copy'), 'ENOENT', /not there on the host/],
+    [at('there', 'copy'), 'ENOTDIR', /no directory/],
+    // Root may write anywhere.
+    ...(isRoot ? [] : [[at('closed', 'copy'), 'EACCES', /may not make a file/] as const]),
+  ] as const) {
+    const launched = sh(sandbox, 'echo hello > /tmp/a; echo > /job/ran', {
+      // It is about the file inside.
+      outputs: { a: { path: '/tmp/a', maxBytes: 100, to, optional: true } },
+    })
     // oxlint-disable-next-line no-await-in-loop
-    const result = await sh({ run }, 'echo hello > /tmp/a', { outputs: { a: { path: '/tmp/a', maxBytes: 100, to } } })
-    t.true(result.failed)
-    t.is(result.outputErrors?.['a']?.errnoName, 'EEXIST')
+    const error = await t.throwsAsync(launched, { instanceOf: SpawnError })
+    t.like(error, { errnoName, path: to, step: 'open-output-target' })
+    t.true(error?.message.includes(to))
+    t.regex(error?.hint ?? '', hint)
   }
-  t.is(readFileSync(there, 'utf8'), 'mine')
-  t.false(existsSync(path.join(directory, 'elsewhere')))
+  t.deepEqual(readdirSync(directory).toSorted(), ['closed', 'link', 'there'])
+  t.is(readFileSync(at('there'), 'utf8'), 'mine')
 })
 
-test('to a host file whose directory is not there', async (t) => {
-  const to = path.join(scratch(t), 'none', 'copy')
-  const result = await sh({ run }, 'echo hello > /tmp/a', { outputs: { a: { path: '/tmp/a', maxBytes: 100, to } } })
+test('to a host file that could not be made in the end: a failure of the host file, also of an optional output', async (t) => {
+  const directory = scratch(t)
+  const [gone, taken] = ['gone', 'taken'].map((name) => path.join(directory, name, 'copy')) as [string, string]
+  chmodSync(directory, 0o777)
+  for (const to of [gone, taken]) {
+    mkdirSync(path.dirname(to))
+    chmodSync(path.dirname(to), 0o777)
+  }
+  const sandbox = await Sandbox.create(policy('host-system').bind(directory, '/job', { writable: true }))
+  const result = await sh(sandbox, 'echo hello > /tmp/a; rmdir /job/gone; echo theirs > /job/taken/copy', {
+    outputs: {
+      gone: { path: '/tmp/a', maxBytes: 100, to: gone, optional: true },
+      taken: { path: '/tmp/a', maxBytes: 100, to: taken, optional: true },
+      whole: { path: '/tmp/a', maxBytes: 100, to: path.join(directory, 'whole') },
+      absent: { path: '/tmp/b', maxBytes: 100, to: path.join(directory, 'absent'), optional: true },
+    },
+  })
   t.true(result.failed)
-  t.is(result.outputErrors?.['a']?.errnoName, 'ENOENT')
+  t.deepEqual(result.outputErrors, {
+    gone: {
+      path: '/tmp/a',
+      to: gone,
+      errnoName: 'ENOENT',
+      message: `/tmp/a could not be written to the host file ${gone}, whose directory is gone (ENOENT).`,
+    },
+    taken: {
+      path: '/tmp/a',
+      to: taken,
+      errnoName: 'EEXIST',
+      message: `/tmp/a could not be written to the host file ${taken}, which exists (EEXIST).`,
+    },
+  })
+  t.deepEqual(result.outputs as object, { whole: { bytes: 6 } })
+  t.is(readFileSync(taken, 'utf8'), 'theirs\n')
+  t.false(existsSync(path.join(directory, 'absent')))
 })
 
 test('to a host file below a directory that the program replaces by a link', async (t) => {

@@ -179,7 +179,7 @@ const reason = (result: AnyResult, limits: LimitsJSON): string => {
       return `Command was killed with ${result.signal}`
     case 'exited':
       return result.exitCode === 0
-        ? `Command did not leave the outputs ${Object.keys(result.outputErrors ?? {}).join(', ')}`
+        ? `Command succeeded, but its outputs could not be brought out (${Object.keys(result.outputErrors ?? {}).join(', ')})`
         : `Command failed with exit code ${result.exitCode}`
   }
 }
@@ -252,8 +252,10 @@ const readOutputs = (request: LaunchRequest, ended: NativeEnded): ReadOutputs =>
           : new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length)
       continue
     }
-    const failure = outputFailure(asked.path, asked.maxBytes, output)
-    if (asked.optional === true && failure.errnoName === 'ENOENT') continue
+    // As the core was given it: the working directory may be another by now.
+    const to = request.message.extras?.outputs?.[index]?.to
+    const failure = outputFailure(asked.path, asked.maxBytes, to, output)
+    if (asked.optional === true && failure.errnoName === 'ENOENT' && failure.to === undefined) continue
     errors[name] = failure
     missing = true
   }
@@ -263,12 +265,17 @@ const readOutputs = (request: LaunchRequest, ended: NativeEnded): ReadOutputs =>
 const outputFailure = (
   path: string,
   maxBytes: number,
+  to: string | undefined,
   output: NativeEnded['outputs'][number] | undefined,
 ): OutputFailure => {
   if (output?.tooLarge === true) {
     return { path, errnoName: 'EFBIG', message: `${path} has more than ${maxBytes} bytes.` }
   }
   const errnoName = output?.errnoName ?? 'ENOENT'
+  if (to !== undefined && output?.ofTarget === true) {
+    const why = TARGET_FAILURES[errnoName] ?? ''
+    return { path, to, errnoName, message: `${path} could not be written to the host file ${to}${why} (${errnoName}).` }
+  }
   const why = OUTPUT_FAILURES[errnoName] ?? 'could not be read'
   return { path, errnoName, message: `${path} ${why} (${errnoName}).` }
 }
@@ -278,7 +285,11 @@ const OUTPUT_FAILURES: Readonly<Record<string, string | undefined>> = {
   ELOOP: 'is, or lies behind, a symbolic link',
   EXDEV: 'lies behind a mount or a link that leads elsewhere',
   EMEDIUMTYPE: 'is no regular file',
-  EEXIST: 'was to be written to a host file that exists',
+}
+
+const TARGET_FAILURES: Readonly<Record<string, string | undefined>> = {
+  ENOENT: ', whose directory is gone',
+  EEXIST: ', which exists',
 }
 
 // ---- accounts ---------------------------------------------------------------------------------------------------------------

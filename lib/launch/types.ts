@@ -71,12 +71,12 @@ export interface OutputFile {
   maxBytes: Size
   /**
    * Write it to this new host file instead of giving its bytes. It must not exist; its directory must, and is looked up before
-   * the program runs. What leads there is followed, so a path below a directory that another sandboxee can write to may lead
-   * elsewhere.
+   * the program runs: what can be seen then to keep the file from being made is a `SpawnError`, and nothing is launched. What
+   * leads there is followed, so a path below a directory that another sandboxee can write to may lead elsewhere.
    */
   to?: string | undefined
   /**
-   * It is no failure if there is no such file.
+   * It is no failure if there is no such file inside.
    *
    * @defaultValue `false`
    */
@@ -323,10 +323,13 @@ export interface Isolation {
   readonly skipped: readonly string[]
 }
 
-/** Why a required output is not there. */
+/** Why an output is not there. */
 export interface OutputFailure {
+  /** The file inside. */
   readonly path: string
-  /** errno's name; `'EFBIG'`: it is larger than `maxBytes`. */
+  /** The host file, if it is that which could not be made or written. Absent if the file inside could not be read. */
+  readonly to?: string
+  /** errno's name; without `to`, `'EFBIG'`: it is larger than `maxBytes`. */
   readonly errnoName: string
   readonly message: string
 }

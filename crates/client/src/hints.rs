@@ -118,6 +118,18 @@ pub(crate) fn hint(failure: &Failure, facts: impl Fn() -> Facts) -> Option<Strin
         (Step::OpenBindSource, Errno::EACCES) => {
             format!("the user who runs this process may not reach {path}")
         }
+        (Step::OpenOutputTarget, Errno::ENOENT) => {
+            format!("the directory of {path} is not there on the host: make it, or correct the output's `to`")
+        }
+        (Step::OpenOutputTarget, Errno::ENOTDIR) => {
+            format!("what {path} is to be made in is no directory of the host: correct the output's `to`")
+        }
+        (Step::OpenOutputTarget, Errno::EEXIST) => {
+            format!("an output never replaces a file: remove {path}, or name another file in the output's `to`")
+        }
+        (Step::OpenOutputTarget, Errno::EACCES | Errno::EPERM | Errno::EROFS) => {
+            format!("the user who runs this process may not make a file where {path} leads: correct the output's `to`")
+        }
         (Step::VerifyBindSource, _) => {
             format!("{path} was replaced after the policy was resolved: try again, and keep bind sources in place")
         }
@@ -226,6 +238,8 @@ mod tests {
         assert!(of(Step::MapFds, Errno::EBADF, &none).contains("ulimit -n"));
         assert!(of(Step::CloneInit, Errno::EAGAIN, &none).contains("ulimit -u"));
         assert!(of(Step::OpenBindSource, Errno::ENOENT, &none).contains("/x is not there"));
+        assert!(of(Step::OpenOutputTarget, Errno::ENOENT, &none).contains("the directory of /x"));
+        assert!(of(Step::OpenOutputTarget, Errno::EEXIST, &none).contains("remove /x"));
         assert!(of(Step::ChangeDirectory, Errno::ENOENT, &none).contains("no directory /x"));
         let masked = Facts { proc_is_masked: true, ..Facts::default() };
         assert!(of(Step::MountTemplateProc, Errno::EPERM, &masked).contains("as in a container"));

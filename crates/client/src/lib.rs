@@ -58,7 +58,7 @@ pub use launch::{
 pub use nestbox_policy::Issue;
 pub use nestbox_protocol::{LaunchFile, Limits, Step};
 pub use nests::Warm;
-pub use outputs::{Output, OutputRequest};
+pub use outputs::{Output, OutputError, OutputRequest};
 pub use policy::{PolicyHandle, check_policy, check_syscall_filter, syscall_preset};
 pub use server::{Client, Options, Stats};
 pub use stdio::{COMMS_FD, Comms, Extra, Fds, Returned, Stdio, block};

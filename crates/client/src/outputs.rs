@@ -3,8 +3,9 @@
 //! Init opened them after all else of the nest was dead and passed the fds with the result. Promises: only regular files
 //! are read, and never more than the caller's limit and one byte; a host file is only ever made new (nothing is
 //! overwritten, no symlink followed), in the directory that its path led to before the program ran, and is gone again if it
-//! could not be completed; an event loop is not held up: files larger than [`AT_ONCE`], and all that are copied to host
-//! files, are read on a thread of their own. Called by the client when a launch is requested, and when it has ended.
+//! could not be completed; what can be seen then to keep it from being made refuses the launch; an event loop is not held
+//! up: files larger than [`AT_ONCE`], and all that are copied to host files, are read on a thread of their own. Called by the
+//! client when a launch is requested, and when it has ended.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -16,11 +17,14 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use nestbox_protocol::Step;
 use nestbox_sys::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{AtFlags, OFlag, open, openat};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::stat::Mode;
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::sys::stat::{Mode, fstatat};
+use nix::unistd::{AccessFlags, UnlinkatFlags, faccessat, unlinkat};
+
+use crate::failure::{Code, Failure};
 
 /// The largest file that is read on the event loop's thread: about 30 µs.
 const AT_ONCE: u64 = 256 * 1024;
@@ -47,19 +51,48 @@ pub struct Output {
     /// Its content, where it was asked for.
     pub content: Option<Vec<u8>>,
     /// Why there is none.
-    pub error: Option<Errno>,
+    pub error: Option<OutputError>,
     /// It is larger than allowed; nothing of it was kept.
     pub too_large: bool,
 }
 
-impl Output {
-    /// One that could not be had.
-    pub(crate) fn failed(errno: Errno) -> Self {
-        Self { error: Some(errno), ..Self::default() }
+/// Why there is no output: which of the two files failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputError {
+    /// The one inside could not be read.
+    Source(Errno),
+    /// The host file could not be made or written.
+    Target(Errno),
+}
+
+impl OutputError {
+    fn source(error: &io::Error) -> Self {
+        Self::Source(errno_of(error))
     }
 
-    fn from_result(result: io::Result<Self>) -> Self {
-        result.unwrap_or_else(|error| Self::failed(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
+    fn target(error: &io::Error) -> Self {
+        Self::Target(errno_of(error))
+    }
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+impl Output {
+    /// One whose file inside could not be had.
+    pub(crate) fn failed(errno: Errno) -> Self {
+        OutputError::Source(errno).into()
+    }
+
+    fn from_result(result: Result<Self, OutputError>) -> Self {
+        result.unwrap_or_else(Self::from)
+    }
+}
+
+impl From<OutputError> for Output {
+    fn from(error: OutputError) -> Self {
+        Self { error: Some(error), ..Self::default() }
     }
 }
 
@@ -71,9 +104,10 @@ pub(crate) struct Expected {
     pub(crate) to: Option<Target>,
 }
 
-impl From<&OutputRequest> for Expected {
-    fn from(request: &OutputRequest) -> Self {
-        Self { max_bytes: request.max_bytes, to: request.to.as_deref().map(Target::find) }
+impl Expected {
+    /// What is known to be wrong with the host file is told now: the program's work would be lost.
+    pub(crate) fn find(request: &OutputRequest) -> Result<Self, Failure> {
+        Ok(Self { max_bytes: request.max_bytes, to: request.to.as_deref().map(Target::find).transpose()? })
     }
 }
 
@@ -83,38 +117,44 @@ impl From<&OutputRequest> for Expected {
 /// lead elsewhere by the time the file is made.
 #[derive(Debug)]
 pub(crate) struct Target {
-    /// Its directory; or why there is none, which is told in place of the output.
-    directory: Result<OwnedFd, Errno>,
+    directory: OwnedFd,
     /// Its name there.
     name: OsString,
 }
 
 impl Target {
-    fn find(to: &Path) -> Self {
-        // What has no last name, as the root, is there already.
-        let Some(name) = to.file_name() else {
-            return Self { directory: Err(Errno::EEXIST), name: OsString::new() };
+    fn find(to: &Path) -> Result<Self, Failure> {
+        let failed = |syscall, errno| {
+            Failure::system(Code::Spawn, Step::OpenOutputTarget, syscall, errno).on(to.to_string_lossy())
         };
+        // What has no last name, as the root, is there already.
+        let name = to.file_name().ok_or_else(|| failed("open", Errno::EEXIST))?;
         let parent = match to.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         // O_PATH: a directory need not be readable for a file to be made in it.
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        Self { directory: open(parent, flags, Mode::empty()), name: name.into() }
+        let directory = open(parent, flags, Mode::empty()).map_err(|errno| failed("open", errno))?;
+        match fstatat(&directory, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Err(Errno::ENOENT) => {}
+            Ok(_) => return Err(failed("open", Errno::EEXIST)),
+            Err(errno) => return Err(failed("fstatat", errno)),
+        }
+        // The real ids' rights are this process's: one that acts with others has no fork server.
+        faccessat(&directory, ".", AccessFlags::W_OK | AccessFlags::X_OK, AtFlags::empty())
+            .map_err(|errno| failed("faccessat", errno))?;
+        Ok(Self { directory, name: name.into() })
     }
 
     fn create(&self) -> io::Result<File> {
-        let directory = self.directory.as_ref().map_err(|&errno| errno)?;
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        Ok(openat(directory, self.name.as_os_str(), flags, Mode::from_bits_truncate(0o666))?.into())
+        Ok(openat(&self.directory, self.name.as_os_str(), flags, Mode::from_bits_truncate(0o666))?.into())
     }
 
     fn remove(&self) {
-        if let Ok(directory) = &self.directory {
-            // If even that fails there is nothing more to be done; the error of the copy tells more.
-            let _ = unlinkat(directory, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir);
-        }
+        // If even that fails there is nothing more to be done; the error of the copy tells more.
+        let _ = unlinkat(&self.directory, self.name.as_os_str(), UnlinkatFlags::NoRemoveDir);
     }
 }
 
@@ -131,7 +171,7 @@ pub(crate) fn begin(expected: &Expected, fd: OwnedFd) -> Progress {
     let file = File::from(fd);
     let metadata = match file.metadata() {
         Ok(metadata) => metadata,
-        Err(error) => return Progress::Done(Output::from_result(Err(error))),
+        Err(error) => return Progress::Done(OutputError::source(&error).into()),
     };
     if !metadata.is_file() {
         return Progress::Done(Output::failed(Errno::EMEDIUMTYPE));
@@ -146,11 +186,11 @@ pub(crate) fn begin(expected: &Expected, fd: OwnedFd) -> Progress {
 }
 
 /// Reads at most `max` bytes. Its size is only a guess: a file on a writable bind may grow meanwhile.
-fn read(file: &File, max: u64, size: u64) -> io::Result<Output> {
+fn read(file: &File, max: u64, size: u64) -> Result<Output, OutputError> {
     let mut content = Vec::with_capacity(size as usize);
     // Not `(&*file).read_to_end`: the fd's offset is shared with whoever else holds it.
     let mut source = Positioned { file, offset: 0 }.take(max.saturating_add(1));
-    source.read_to_end(&mut content)?;
+    source.read_to_end(&mut content).map_err(|error| OutputError::source(&error))?;
     let bytes = content.len() as u64;
     if bytes > max {
         return Ok(Output { too_large: true, bytes, ..Output::default() });
@@ -173,15 +213,15 @@ impl Read for Positioned<'_> {
 }
 
 /// Copies a file to a new one.
-fn copy(file: &File, max: u64, to: &Target) -> io::Result<Output> {
-    let copied = copy_into(file, max, &mut to.create()?);
+fn copy(file: &File, max: u64, to: &Target) -> Result<Output, OutputError> {
+    let copied = copy_into(file, max, &mut to.create().map_err(|error| OutputError::target(&error))?);
     if !matches!(copied, Ok(Output { too_large: false, .. })) {
         to.remove();
     }
     copied
 }
 
-fn copy_into(file: &File, max: u64, target: &mut File) -> io::Result<Output> {
+fn copy_into(file: &File, max: u64, target: &mut File) -> Result<Output, OutputError> {
     let mut source = Positioned { file, offset: 0 }.take(max.saturating_add(1));
     let mut buffer = vec![0; CHUNK];
     let mut bytes = 0;
@@ -189,13 +229,13 @@ fn copy_into(file: &File, max: u64, target: &mut File) -> io::Result<Output> {
         let count = match source.read(&mut buffer) {
             Ok(0) => return Ok(Output { bytes, ..Output::default() }),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => other?,
+            other => other.map_err(|error| OutputError::source(&error))?,
         };
         bytes += count as u64;
         if bytes > max {
             return Ok(Output { too_large: true, bytes, ..Output::default() });
         }
-        target.write_all(&buffer[..count])?;
+        target.write_all(&buffer[..count]).map_err(|error| OutputError::target(&error))?;
     }
 }
 
@@ -308,7 +348,7 @@ mod tests {
         assert!(output.too_large && output.content.is_none());
         let directory = File::open("/").expect("root").into();
         let Progress::Done(output) = begin(&bytes(4), directory) else { panic!("refused") };
-        assert_eq!(output.error, Some(Errno::EMEDIUMTYPE));
+        assert_eq!(output.error, Some(OutputError::Source(Errno::EMEDIUMTYPE)));
     }
 
     #[test]
@@ -333,20 +373,40 @@ mod tests {
     #[test]
     fn a_host_file_is_only_ever_made_new() {
         let directory = tempfile::tempdir().expect("tempdir");
-        let at = |name: &str| Target::find(&directory.path().join(name));
+        let at = |name: &str| directory.path().join(name);
+        let find = |name: &str| Target::find(&at(name));
         let source = File::from(file(b"content"));
-        assert_eq!(copy(&source, 7, &at("out")).expect("copied").bytes, 7);
-        assert_eq!(fs::read(directory.path().join("out")).expect("there"), b"content");
-        let error = copy(&source, 7, &at("out")).expect_err("exists");
-        assert_eq!(error.raw_os_error(), Some(libc::EEXIST));
-        assert!(copy(&source, 6, &at("small")).expect("refused").too_large);
-        assert!(!directory.path().join("small").exists(), "removed again");
-        symlink("elsewhere", directory.path().join("link")).expect("symlink");
-        copy(&source, 7, &at("link")).expect_err("not followed");
-        for (to, errno) in [("none/out", libc::ENOENT), ("out/out", libc::ENOTDIR), ("..", libc::EEXIST)] {
-            let error = copy(&source, 7, &at(to)).expect_err("no directory to make it in");
-            assert_eq!(error.raw_os_error(), Some(errno));
+        let [out, again, small, link] =
+            ["out", "out", "small", "link"].map(|name| find(name).expect("none yet"));
+        assert_eq!(copy(&source, 7, &out).expect("copied").bytes, 7);
+        assert_eq!(fs::read(at("out")).expect("there"), b"content");
+        assert_eq!(copy(&source, 7, &again).expect_err("exists"), OutputError::Target(Errno::EEXIST));
+        assert!(copy(&source, 6, &small).expect("refused").too_large);
+        assert!(!at("small").exists(), "removed again");
+        symlink("elsewhere", at("link")).expect("symlink");
+        copy(&source, 7, &link).expect_err("not followed");
+        for (to, errno) in [
+            ("out", Errno::EEXIST),
+            ("link", Errno::EEXIST),
+            ("none/out", Errno::ENOENT),
+            ("out/out", Errno::ENOTDIR),
+            ("..", Errno::EEXIST),
+        ] {
+            let failure = find(to).expect_err("can be seen before");
+            assert_eq!((failure.step, failure.errno), (Step::OpenOutputTarget, errno), "{to}");
+            assert_eq!(failure.path.as_deref(), at(to).to_str());
         }
+    }
+
+    #[test]
+    fn an_error_says_which_of_the_two_files_it_is_of() {
+        let mut closed = File::open("/dev/null").expect("open for reading");
+        let error = copy_into(&File::from(file(b"content")), 7, &mut closed).expect_err("not for writing");
+        assert_eq!(error, OutputError::Target(Errno::EBADF));
+        let mut target = tempfile::tempfile().expect("tempfile");
+        let unreadable = File::open("/").expect("root");
+        let error = copy_into(&unreadable, 7, &mut target).expect_err("a directory");
+        assert_eq!(error, OutputError::Source(Errno::EISDIR));
     }
 
     #[test]
@@ -355,7 +415,8 @@ mod tests {
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("results")).expect("made");
         fs::create_dir(at("elsewhere")).expect("made");
-        let [whole, large] = ["whole", "large"].map(|name| Target::find(&at("results").join(name)));
+        let [whole, large] =
+            ["whole", "large"].map(|name| Target::find(&at("results").join(name)).expect("a directory"));
         fs::rename(at("results"), at("moved")).expect("moved");
         symlink("elsewhere", at("results")).expect("symlink");
         // What a second look at the path would remove.

@@ -3,7 +3,7 @@
 use napi::bindgen_prelude::{Buffer, ToNapiValue, TypeName};
 use napi::{Result, ValueType, sys};
 use napi_derive::napi;
-use nestbox_client::{Crash, Failure, Output};
+use nestbox_client::{Crash, Failure, Output, OutputError};
 
 use crate::syscall::{NativeAsked, NativeLearned, NativeSystemCall};
 
@@ -87,16 +87,24 @@ pub struct NativeOutput {
     pub content: Option<Bytes>,
     pub errno: Option<i32>,
     pub errno_name: Option<String>,
+    /// It is the errno of the host file.
+    pub of_target: Option<bool>,
     pub too_large: Option<bool>,
 }
 
 impl From<Output> for NativeOutput {
     fn from(output: Output) -> Self {
+        let (errno, of_target) = match output.error {
+            None => (None, None),
+            Some(OutputError::Source(errno)) => (Some(errno), None),
+            Some(OutputError::Target(errno)) => (Some(errno), Some(true)),
+        };
         Self {
             bytes: output.bytes as f64,
             content: output.content.map(Bytes),
-            errno: output.error.map(|errno| errno as i32),
-            errno_name: output.error.map(|errno| format!("{errno:?}")),
+            errno: errno.map(|errno| errno as i32),
+            errno_name: errno.map(|errno| format!("{errno:?}")),
+            of_target,
             too_large: output.too_large.then_some(true),
         }
     }

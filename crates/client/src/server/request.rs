@@ -96,6 +96,8 @@ impl Client {
         draft: Draft,
     ) -> Result<Launched, Failure> {
         let step = Step::ReceiveRequest;
+        let outputs =
+            request.outputs.iter().map(Expected::find).collect::<Result<_, _>>().map_err(hints::advise)?;
         let token = self.next_id();
         let Wired { roles, passed, returned, capture, input } = wired;
         if capture.is_some() {
@@ -161,7 +163,7 @@ impl Client {
             ids: draft.ids,
             capture,
             input,
-            outputs: request.outputs.iter().map(Expected::from).collect(),
+            outputs,
             pid: 0,
             init_pid: 0,
             started: false,
