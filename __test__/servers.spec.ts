@@ -1,6 +1,7 @@
 // Fork servers over their lives: several at once, killed, closed, forbidden; and from worker threads.
 
-import { readFileSync, readlinkSync } from 'node:fs'
+import { existsSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
 import { Worker } from 'node:worker_threads'
 
 import test from 'ava'
@@ -8,7 +9,7 @@ import test from 'ava'
 import { ForkServer, ForkServerError, NestboxError, policy, RequestError, run, Sandbox } from '../index.ts'
 import { nativePolicy } from '../lib/policy/policy.ts'
 import type { RunningForkServer } from '../lib/server.ts'
-import { delay, runs, isRoot, until } from './helpers.ts'
+import { delay, runs, isRoot, scratch, until } from './helpers.ts'
 import { firstLine, statusOf } from './inside.ts'
 import { descriptors } from './invariants/support.ts'
 
@@ -161,6 +162,40 @@ test('close() waits for what runs; destroy() does not', async (t) => {
   await other.destroy()
   await server.destroy()
   await server[Symbol.asyncDispose]()
+})
+
+test('close() waits for what still opens its files', async (t) => {
+  const file = path.join(scratch(t), 'out')
+  const server = await ForkServer.start()
+  const opening = server.unsandboxed.run('echo', ['x'], { env, stdout: { file } })
+  opening.catch(() => {})
+  t.is(server.stats().running, 1)
+  await server.close()
+  t.is(server.stats().running, 0)
+  t.is((await opening).status, 'exited')
+  t.is(readFileSync(file, 'utf8'), 'x\n')
+})
+
+test('destroy() turns away what still opens its files, and leaves these alone', async (t) => {
+  const directory = scratch(t)
+  const [file, ran, never] = ['out', 'ran', 'never'].map((name) => path.join(directory, name)) as [
+    string,
+    string,
+    string,
+  ]
+  writeFileSync(file, 'kept')
+  const server = await ForkServer.start()
+  // Its end is waited for: time enough to open files.
+  const running = await server.unsandboxed.spawn('sleep', ['60'], { env })
+  const opening = server.unsandboxed.run('touch', [ran], { env, stdout: { file }, stderr: { file: never } })
+  opening.catch(() => {})
+  await server.destroy()
+  const error = await t.throwsAsync(opening, { instanceOf: ForkServerError })
+  t.is(error?.code, 'ERR_NESTBOX_CLOSED')
+  t.like(await running.result, { status: 'killed' })
+  t.is(readFileSync(file, 'utf8'), 'kept')
+  t.false(existsSync(ran))
+  t.false(existsSync(never))
 })
 
 test('options that make no sense', async (t) => {

@@ -6,6 +6,7 @@ import {
   closeSync,
   constants,
   createReadStream,
+  existsSync,
   mkdirSync,
   openSync,
   readFileSync,
@@ -18,9 +19,10 @@ import { Readable } from 'node:stream'
 
 import test from 'ava'
 
-import { learn, policy, RequestError, run, Sandbox, SpawnError } from '../index.ts'
+import { AbortError, ForkServer, learn, policy, RequestError, run, Sandbox, SpawnError } from '../index.ts'
 import { delay, openDescriptors, scratch, until } from './helpers.ts'
 import { sh, withProbe } from './inside.ts'
+import { descriptors } from './invariants/support.ts'
 
 const MiB = 1024 ** 2
 
@@ -266,6 +268,30 @@ test('files, truncated or appended to', async (t) => {
   await run('echo', ['fourth'], { stdout: { fd: handle.fd } })
   await handle.close()
   t.is(readFileSync(file, 'utf8'), 'third\nfourth\n')
+})
+
+test('the files of a launch that is not made are left alone', async (t) => {
+  const directory = scratch(t)
+  const [kept, never] = ['kept', 'never'].map((name) => path.join(directory, name)) as [string, string]
+  writeFileSync(kept, 'kept')
+  const server = await ForkServer.start()
+  const sandbox = await Sandbox.create(policy('host-system'), { server })
+  const controller = new AbortController()
+  const aborted = sandbox.run('true', [], {
+    stdout: { file: kept },
+    stderr: { file: never },
+    signal: controller.signal,
+  })
+  controller.abort()
+  await t.throwsAsync(aborted, { instanceOf: AbortError })
+  // Another one fails at its second file.
+  const failed = sandbox.run('true', [], { stdout: { file: kept }, stderr: { file: path.join(never, 'none') } })
+  await t.throwsAsync(failed, { instanceOf: SpawnError })
+  // What was under way when it was aborted is over then, too.
+  await server.close()
+  t.is(readFileSync(kept, 'utf8'), 'kept')
+  t.false(existsSync(never))
+  t.true(await until(() => !descriptors('self').some((descriptor) => descriptor.includes(directory))))
 })
 
 test("stderr: 'stdout' is one stream in the true order", async (t) => {

@@ -63,13 +63,20 @@ export interface LaunchMessage {
   extras: NativeExtras | undefined
 }
 
+/** A launch that still waits for something, its files for one, before the core is asked for it. */
+export interface Boarding {
+  turnAway(error: Error): void
+}
+
 /** A running fork server. */
 export class Connection {
   readonly #server: Server
   /** Where the core reads the numbers of a launch, in the order of `crates/node/src/request.rs`. */
   readonly #numbers: Float64Array
   readonly #listeners = new Map<number, Listener>()
-  /** Those among them that stand by for a launch; true: they run, and nobody waits for what becomes of them. */
+  /** In flight as well, though the core does not know them yet. */
+  readonly #boarding = new Set<Boarding>()
+  /** Those of the listeners that stand by for a launch; true: they run, and nobody waits for what becomes of them. */
   readonly #standing = new Map<number, boolean>()
   /** How many of these run, so that nothing is expected of them. */
   #resting = 0
@@ -129,6 +136,17 @@ export class Connection {
     const named = typeof launched === 'number' ? { token: launched } : launched
     debug(() => describe(message, named))
     return named
+  }
+
+  /** Counts a launch in that is not asked for yet, until {@link leave}. */
+  board(launch: Boarding): void {
+    this.#boarding.add(launch)
+  }
+
+  /** It was asked for, or never will be. */
+  leave(launch: Boarding): void {
+    this.#boarding.delete(launch)
+    this.#becomeIdle()
   }
 
   /** Registers a launch that the core has taken. */
@@ -214,21 +232,27 @@ export class Connection {
 
   stats(): ReturnType<Server['stats']> {
     const stats = this.#server.stats()
-    // What stands by is no launch yet.
-    return { ...stats, running: stats.running - this.#standing.size, launched: stats.launched - this.#untaken }
+    // What stands by is no launch yet, and what boards is one.
+    const running = stats.running - this.#standing.size + this.#boarding.size
+    return { ...stats, running, launched: stats.launched - this.#untaken }
   }
 
   /** Resolves when nothing is in flight. */
   idle(): Promise<void> {
-    if (this.#listeners.size === this.#standing.size) return Promise.resolve()
+    if (this.#isIdle) return Promise.resolve()
     return new Promise((resolve) => {
       this.#idle.add(resolve)
     })
   }
 
-  /** Kills everything in flight, and nothing that comes later. */
+  get #isIdle(): boolean {
+    return this.#listeners.size === this.#standing.size && this.#boarding.size === 0
+  }
+
+  /** Kills everything in flight, and nothing that comes later. What boards is turned away: it would start afterwards. */
   killAll(signal: number): void {
     for (const token of this.#listeners.keys()) this.#server.kill(token, signal)
+    for (const launch of this.#boarding) launch.turnAway(closed())
   }
 
   /** Ends the fork server and all that it runs. */
@@ -237,13 +261,16 @@ export class Connection {
     this.#closed = true
     this.#server.close()
     // It may have died before.
-    const why = this.#lose(new ForkServerError('The fork server was closed.', { code: 'ERR_NESTBOX_CLOSED' }))
+    const why = this.#lose(closed())
     // No event comes from a server that was closed.
     const listeners = [...this.#listeners.values()]
+    const boarding = [...this.#boarding]
     this.#listeners.clear()
     this.#standing.clear()
+    this.#boarding.clear()
     this.#resting = 0
     for (const listener of listeners) listener.lost(why)
+    for (const launch of boarding) launch.turnAway(why)
     this.#becomeIdle()
   }
 
@@ -306,12 +333,14 @@ export class Connection {
   }
 
   #becomeIdle(): void {
-    if (this.#idle.size === 0) return
+    if (this.#idle.size === 0 || !this.#isIdle) return
     const waiting = [...this.#idle]
     this.#idle.clear()
     for (const resolve of waiting) resolve()
   }
 }
+
+const closed = (): ForkServerError => new ForkServerError('The fork server was closed.', { code: 'ERR_NESTBOX_CLOSED' })
 
 /** A launch for the debug log: neither its arguments nor its environment. */
 const describe = ({ policy, text, argc }: LaunchMessage, { token, failure }: NativeLaunched): string => {

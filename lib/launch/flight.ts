@@ -1,13 +1,13 @@
 // One launch, from the moment it may start until its result: opens what must be opened, hands the request to the core,
 // makes the streams, listens to the abort signal, and settles its promises exactly once, when the nest is dead.
 
-import { close, constants, fstatSync, open } from 'node:fs'
+import { close, constants, fstatSync, ftruncate, open } from 'node:fs'
 import type { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import type { NativeAsked, NativeEnded, NativeFailure, NativeLaunched, NativeLearned } from '#binding'
 
 import { native } from '../binding.ts'
-import type { Connection, LaunchMessage, Listener } from '../connection.ts'
+import type { Boarding, Connection, LaunchMessage, Listener } from '../connection.ts'
 import { exitEvent, violationEvent } from '../diagnostics.ts'
 import {
   AbortError,
@@ -63,7 +63,7 @@ export interface Ledger {
 export type Connect = () => Connection
 
 /** One launch. */
-export class Flight implements Listener {
+export class Flight implements Listener, Boarding {
   readonly request: LaunchRequest
   /** The sandboxee's streams; there once it runs. */
   stdin: Socket | undefined
@@ -84,7 +84,9 @@ export class Flight implements Listener {
   #connection: Connection | undefined
   #token = 0
   /** Descriptors that were opened for this launch. */
-  #opened: number[] = []
+  readonly #opened = new Map<OpenFile, number>()
+  /** It is at that: a thread may use their numbers. */
+  #boards = false
   /** Since when it has had to wait for its turn. */
   #waitingSince: number | undefined
   #queueMs = 0
@@ -152,7 +154,7 @@ export class Flight implements Listener {
       const connection = connect()
       const prepared = context.prepared()
       if (late.length === 0 && prepared === undefined) this.#launch(connection, message)
-      else this.#openAndLaunch(connection, prepared).catch((error: unknown) => this.turnAway(asError(error)))
+      else void this.#board(connection, prepared)
     } catch (error) {
       this.turnAway(asError(error))
     }
@@ -224,33 +226,58 @@ export class Flight implements Listener {
 
   // ---- launching --------------------------------------------------------------------------------------------------------
 
-  async #openAndLaunch(connection: Connection, prepared: Promise<unknown> | undefined): Promise<void> {
-    await prepared
+  /** Launches when all is there that it needs. It may be ended at any moment of that. */
+  async #board(connection: Connection, prepared: Promise<unknown> | undefined): Promise<void> {
+    connection.board(this)
+    this.#boards = true
+    try {
+      await prepared
+      await this.#open()
+      if (!this.#settled) this.#launch(connection, this.#withDescriptors())
+    } catch (error) {
+      this.turnAway(asError(error))
+    } finally {
+      this.#boards = false
+      if (this.#settled) this.#closeOpened()
+      connection.leave(this)
+    }
+  }
+
+  /**
+   * Opens the host's files, and empties those that are to be emptied. That is last, and no flag of open(2): the files of a launch
+   * that is ended before, or fails at one of them, stay as they are.
+   */
+  async #open(): Promise<void> {
+    const sources = this.request.late.flatMap(({ source }) => ('file' in source ? [source] : []))
+    const full = new Map<OpenFile, number>()
+    /* oxlint-disable no-await-in-loop -- one after the other, so that what was opened is known if the next one fails */
+    for (const source of sources) {
+      if (this.#settled) return
+      const fd = await openAtOnce(source)
+      this.#opened.set(source, fd)
+      const stat = fstatSync(fd)
+      if (stat.isFIFO()) throw fifoError(source)
+      native().setBlocking(fd)
+      if (source.truncate && stat.isFile() && stat.size > 0) full.set(source, fd)
+    }
+    for (const [source, fd] of full) {
+      if (this.#settled) return
+      await empty(source, fd)
+    }
+    /* oxlint-enable no-await-in-loop */
+  }
+
+  /** The message with what was opened, and with the numbers that file handles have now. */
+  #withDescriptors(): LaunchMessage {
     const message = { ...this.request.message }
     for (const { targets, source } of this.request.late) {
-      // One after the other, so that what was opened is known if the next one fails.
-      // oxlint-disable-next-line no-await-in-loop
-      const fd = 'file' in source ? await this.#open(source) : source.fd
+      const fd = 'file' in source ? (this.#opened.get(source) ?? -1) : source.fd
       if (fd < 0) throw requestError('The launch passes a FileHandle', ['stdio', targets[0] ?? 0], 'It is closed')
       for (const target of targets) putDescriptor(message, target, fd)
       // A file handle is passed as any open descriptor; what was opened here may still be a directory.
       if (!this.request.message.checkFds) mustBeSafe(fd, targets[0] ?? 0)
     }
-    // It may have been aborted meanwhile.
-    if (!this.#settled) this.#launch(connection, message)
-  }
-
-  async #open({ file, flags }: OpenFile): Promise<number> {
-    const fd = await openAtOnce(file, flags)
-    // It may have been aborted meanwhile, and whoever did that has their answer.
-    if (this.#settled) {
-      close(fd)
-      throw abortedBefore(this.request)
-    }
-    this.#opened.push(fd)
-    if (fstatSync(fd).isFIFO()) throw fifoError(file)
-    native().setBlocking(fd)
-    return fd
+    return message
   }
 
   #launch(connection: Connection, message: LaunchMessage): void {
@@ -495,9 +522,9 @@ export class Flight implements Listener {
   }
 
   #closeOpened(): void {
-    if (this.#opened.length === 0) return
-    for (const fd of this.#opened) close(fd)
-    this.#opened = []
+    if (this.#boards) return
+    for (const fd of this.#opened.values()) close(fd)
+    this.#opened.clear()
   }
 }
 
@@ -526,20 +553,29 @@ const putDescriptor = (message: LaunchMessage, target: number, fd: number): void
  * Opens a host file without waiting for anybody. Whoever opens a FIFO waits for its other end, and here that would be a thread
  * of the pool that all of the host's files share; a sandboxee that can write to a directory on the way can have one there.
  */
-const openAtOnce = (file: string, flags: number): Promise<number> =>
+const openAtOnce = ({ file, flags }: OpenFile): Promise<number> =>
   new Promise((resolve, reject) => {
     open(file, flags | constants.O_NONBLOCK, 0o666, (error, fd) => {
-      if (error) reject(openError(file, error))
+      if (error) reject(openError(file, error, 'open'))
       else resolve(fd)
     })
   })
 
-const openError = (file: string, error: NodeJS.ErrnoException): NestboxError => {
-  const message = `The host file ${file} could not be opened: ${error.message}. It failed at the step 'open-stdio'.`
+const empty = ({ file }: OpenFile, fd: number): Promise<void> =>
+  new Promise((resolve, reject) => {
+    ftruncate(fd, 0, (error) => {
+      if (error) reject(openError(file, error, 'ftruncate'))
+      else resolve()
+    })
+  })
+
+const openError = (file: string, error: NodeJS.ErrnoException, syscall: 'open' | 'ftruncate'): NestboxError => {
+  const what = syscall === 'open' ? 'opened' : 'emptied'
+  const message = `The host file ${file} could not be ${what}: ${error.message}. It failed at the step 'open-stdio'.`
   const failure: SpawnFailure = {
     errno: Math.abs(error.errno ?? 0),
     errnoName: error.code ?? '',
-    syscall: 'open',
+    syscall,
     step: 'open-stdio',
     path: file,
   }
@@ -550,7 +586,7 @@ const openError = (file: string, error: NodeJS.ErrnoException): NestboxError => 
 
 const FIFO_HINT = 'If it is a FIFO that you mean, open it yourself and pass { fd }'
 
-const fifoError = (file: string): NestboxError =>
+const fifoError = ({ file }: OpenFile): NestboxError =>
   new SpawnError(
     `The host file ${file} was not passed: it is a FIFO. It failed at the step 'open-stdio'. ${FIFO_HINT}.`,
     { errno: 0, errnoName: '', syscall: '', step: 'open-stdio', path: file, hint: FIFO_HINT },

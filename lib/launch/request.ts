@@ -31,6 +31,8 @@ export const SAME_AS_STDOUT = -4
 export interface OpenFile {
   readonly file: string
   readonly flags: number
+  /** What is in it goes when the launch is made. */
+  readonly truncate: boolean
 }
 
 /** A descriptor whose number is known only at the launch, and the numbers inside that it gets. */
@@ -508,8 +510,12 @@ class Merge {
     }
     if ('file' in descriptor) {
       const append = 'append' in descriptor && descriptor.append === true
-      const how = flags === WRITE ? flags | (append ? constants.O_APPEND : constants.O_TRUNC) : flags
-      this.#late.push({ targets: [target], source: { file: path.resolve(descriptor.file), flags: how } })
+      const source: OpenFile = {
+        file: path.resolve(descriptor.file),
+        flags: append ? flags | constants.O_APPEND : flags,
+        truncate: flags === WRITE && !append,
+      }
+      this.#late.push({ targets: [target], source })
       return IGNORE
     }
     if ('unsafe' in descriptor && descriptor.unsafe === true) {

@@ -29,9 +29,9 @@ export interface PassedFd {
 export type StdioIn = 'pipe' | 'ignore' | 'inherit' | FileHandle | { file: string } | PassedFd
 
 /**
- * Where stdout or stderr goes to. A `file` is truncated unless `append` is set, and made if it is missing. It must not be a
- * FIFO: open that yourself and pass `{ fd }`. The host follows symlinks, so a path below a directory that a sandboxee can write
- * to may lead elsewhere.
+ * Where stdout or stderr goes to. A `file` is truncated unless `append` is set, once all of the launch's files are open, and
+ * made if it is missing. It must not be a FIFO: open that yourself and pass `{ fd }`. The host follows symlinks, so a path below a
+ * directory that a sandboxee can write to may lead elsewhere.
  */
 export type StdioOut =
   | 'pipe'
