@@ -141,7 +141,7 @@ test('input: a stream of something else than bytes is an error', async (t) => {
 
 test('input: the stream of a launch that is refused is let go of', async (t) => {
   const sandbox = await Sandbox.create(policy('host-system'), { maxConcurrency: 1, maxQueue: 1 })
-  const first = sandbox.run('sleep', ['0.3'])
+  const first = await sandbox.spawn('cat', [], { stdin: 'pipe' })
   const controller = new AbortController()
   const refused = async (...options: Parameters<typeof sandbox.run>[2][]): Promise<void> => {
     for (const option of options) {
@@ -158,7 +158,8 @@ test('input: the stream of a launch that is refused is let go of', async (t) => 
   await refused({ signal: controller.signal }, { signal: controller.signal }, { timeout: -1 }, { stdin: 'ignore' })
   const waiting = sandbox.run('true')
   await refused({})
-  await Promise.all([first, waiting])
+  first.stdin.end()
+  await Promise.all([first.result, waiting])
   await sandbox.close()
   await refused({})
 })
