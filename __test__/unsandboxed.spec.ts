@@ -1,13 +1,17 @@
 // Launches without isolation: the host's world, but not its heap, its environment or its descriptors.
 
+import { execFileSync } from 'node:child_process'
 import { realpathSync, readlinkSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 
 import test from 'ava'
 
 import { ExecError, RequestError, SpawnError, unsandboxed } from '../index.ts'
-import { runs, scratch } from './helpers.ts'
+import { isRoot, runs, scratch } from './helpers.ts'
 import { firstLine, probe, statusOf } from './inside.ts'
+
+const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..')
 
 const env = { PATH: process.env['PATH'] ?? '/usr/bin:/bin' }
 
@@ -60,7 +64,12 @@ test('cwd, relative or not', async (t) => {
   const error = await t.throwsAsync(unsandboxed.run('pwd', [], { env, cwd: path.join(directory, 'none') }), {
     instanceOf: SpawnError,
   })
-  t.like(error, { errnoName: 'ENOENT', step: 'change-directory' })
+  t.like(error, { errnoName: 'ENOENT', step: 'change-directory', path: path.join(directory, 'none') })
+  t.is(error?.hint, `there is no directory ${path.join(directory, 'none')} on the host: correct cwd`)
+  const file = path.join(directory, 'file')
+  writeFileSync(file, '')
+  const other = await t.throwsAsync(unsandboxed.run('pwd', [], { env, cwd: file }), { instanceOf: SpawnError })
+  t.like(other, { errnoName: 'ENOTDIR', hint: `there is no directory ${file} on the host: correct cwd` })
 })
 
 test('only its own descriptors', async (t) => {
@@ -124,4 +133,34 @@ test('limits of the process', async (t) => {
     limits: { openFiles: 50, core: 0 },
   })
   t.is(stdout, '50\n0')
+})
+
+/** Whether a fork past the limit was refused, and what the result says of that limit. */
+interface Counted {
+  readonly refused: boolean
+  readonly processes: number | null
+  readonly skipped: readonly string[]
+}
+
+const COUNTED = `
+  import { unsandboxed } from './dist/index.js'
+  const options = { env: { PATH: '/usr/bin:/bin' }, limits: { processes: 1 } }
+  const { stdout, isolation } = await unsandboxed.run('sh', ['-c', '(echo forked) 2> /dev/null'], options)
+  const { limits, skipped } = isolation
+  console.log(JSON.stringify({ refused: stdout === '', processes: limits.processes ?? null, skipped }))`
+
+const counted = (...before: string[]): Counted => {
+  const [file, ...args] = [...before, process.execPath, '--input-type=module', '--eval', COUNTED]
+  return JSON.parse(execFileSync(file, args, { cwd: root, encoding: 'utf8' })) as Counted
+}
+
+test('a limit of processes is told as what it is: the kernel does not count those of root', (t) => {
+  const ignored: Counted = { refused: false, processes: null, skipped: ['limits.processes'] }
+  const enforced: Counted = { refused: true, processes: 1, skipped: [] }
+  // In a namespace there is a root by name, who is whoever made it.
+  for (const before of [[], ['unshare', '--user', '--map-root-user']]) {
+    const told = counted(...before)
+    t.deepEqual(told, told.refused ? enforced : ignored)
+    if (!isRoot) t.true(told.refused)
+  }
 })

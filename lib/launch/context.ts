@@ -1,9 +1,10 @@
 // What all launches of one launcher have in common: the policy's part of a request, taken apart once.
 
+import { readFileSync } from 'node:fs'
 import type { NativePolicy } from '#binding'
 
 import { nativePolicy } from '../policy/policy.ts'
-import type { LimitsJSON, Policy } from '../policy/types.ts'
+import type { LimitName, LimitsJSON, Policy } from '../policy/types.ts'
 import type { SyscallHandler } from '../supervision/types.ts'
 import type { Prewarmer } from './prewarm.ts'
 import type { Isolation } from './types.ts'
@@ -29,6 +30,8 @@ export interface LaunchContext {
   /** Settles when the policy was looked up on this host for the first time; undefined if it was. */
   prepared(): Promise<unknown> | undefined
   readonly limits: LimitsJSON
+  /** Those that would be set to no effect. */
+  unenforced(): readonly LimitName[]
   readonly mountPoints: ReadonlySet<string>
   /** The working directory of launches that name none. */
   cwd(): string
@@ -80,6 +83,25 @@ const overlay = (
   return join(entries)
 }
 
+const NONE: readonly LimitName[] = Object.freeze([])
+
+/** Of the machine's root: its processes are not counted (`RLIMIT_NPROC` in getrlimit(2)). */
+const OF_ROOT: readonly LimitName[] = Object.freeze(['processes'])
+
+let isRoot: boolean | undefined
+
+/** Whether the host's uid 0 is the machine's. In a user namespace that says so of another user's, it is that user. */
+const isRootOfMachine = (): boolean => (isRoot ??= process.getuid?.() === 0 && /^\s*0\s+0\s/m.test(idMap()))
+
+const idMap = (): string => {
+  try {
+    return readFileSync('/proc/self/uid_map', 'latin1')
+  } catch {
+    // No namespaces, or no proc to tell of them.
+    return '0 0 1'
+  }
+}
+
 const NO_WARMTH: Warmth = Object.freeze({ count: 0, idle: undefined })
 
 /** The context of a sandbox. */
@@ -108,6 +130,7 @@ export const sandboxContext = (
         }))
     },
     limits: policy.limits,
+    unenforced: () => NONE,
     mountPoints,
     cwd: () => cwd,
     environment: (over) => (over === undefined ? environment : overlay(policy.env, over)),
@@ -141,6 +164,7 @@ export const unsandboxedContext: LaunchContext = Object.freeze({
   native: () => undefined,
   prepared: () => undefined,
   limits: NO_LIMITS,
+  unenforced: () => (isRootOfMachine() ? OF_ROOT : NONE),
   coreScheduling: false,
   speculation: 'allowed',
   mountPoints: new Set<string>(),

@@ -330,10 +330,13 @@ let lastIsolation: Isolation | undefined
 
 const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSON): Isolation => {
   const { coreScheduling, speculation, isolated } = request.context
-  const { namespaces, network, filter: syscalls, landlockAbi, landlockScopes, noNewPrivs, skipped } = ended
+  const { namespaces, network, filter: syscalls, landlockAbi, landlockScopes, noNewPrivs } = ended
+  const unenforced = request.context.unenforced().filter((name) => limits[name] !== null)
+  const skipped =
+    unenforced.length === 0 ? ended.skipped : [...ended.skipped, ...unenforced.map((name) => `limits.${name}`)]
   const enforced = landlockAbi > 0 ? landlock(landlockAbi, landlockScopes) : undefined
   const capabilities = isolated ? 'none' : 'inherited'
-  const inForceNow = limitsInForce(limits)
+  const inForceNow = limitsInForce(limits, unenforced)
   const known = lastIsolation
   // The namespaces, what Landlock adds and the limits are made once for each combination that there is.
   if (
@@ -386,12 +389,13 @@ const landlock = (abi: number, scopes: number): LandlockIsolation => {
 const inForce = new WeakMap<LimitsJSON, Isolation['limits']>()
 
 /** Without the limits that are none; once per policy, for most launches have no limits of their own. */
-const limitsInForce = (limits: LimitsJSON): Isolation['limits'] => {
+const limitsInForce = (limits: LimitsJSON, unenforced: readonly LimitName[]): Isolation['limits'] => {
   const known = inForce.get(limits)
   if (known !== undefined) return known
-  const made = Object.freeze(
-    Object.fromEntries(Object.entries(limits).filter(([, value]) => value !== null)),
-  ) as Isolation['limits']
+  const entries = Object.entries(limits).filter(
+    ([name, value]) => value !== null && !unenforced.includes(name as LimitName),
+  )
+  const made = Object.freeze(Object.fromEntries(entries)) as Isolation['limits']
   inForce.set(limits, made)
   return made
 }

@@ -319,7 +319,10 @@ export interface Isolation {
   readonly capabilities: 'none' | 'inherited'
   /** The limits in force: bytes and milliseconds. A limit that is not there is none. */
   readonly limits: { readonly [K in LimitName]?: number }
-  /** Optional binds whose source was missing, and other things left out. */
+  /**
+   * Optional binds whose source was missing, and other things left out: `'limits.processes'`, if that was asked for and has no
+   * effect.
+   */
   readonly skipped: readonly string[]
 }
 

@@ -102,7 +102,8 @@ export interface Limits {
    */
   cpuTime?: number | undefined
   /**
-   * Processes and threads at one time. A fork beyond it fails inside with `EAGAIN`.
+   * Processes and threads at one time. A fork beyond it fails inside with `EAGAIN`. Without isolation all of the host's user count,
+   * and for root there is no such limit: `result.isolation.skipped` then has `'limits.processes'`.
    *
    * @defaultValue 128
    */

@@ -12,7 +12,7 @@ use nestbox_protocol::Step;
 use nestbox_sys::Errno;
 
 use crate::blockers::{self, Blocker, Facts};
-use crate::failure::Failure;
+use crate::failure::{Code, Failure};
 
 /// Adds the hint, if there is one and none yet.
 pub(crate) fn advise(failure: Failure) -> Failure {
@@ -22,6 +22,19 @@ pub(crate) fn advise(failure: Failure) -> Failure {
     match hint(&failure, Facts::gather) {
         Some(hint) => failure.advise(hint),
         None => failure,
+    }
+}
+
+/// The same for a launch without a sandbox: what a sandbox lacks is no advice to a program that has none.
+pub(crate) fn advise_outside(failure: Failure) -> Failure {
+    match (failure.step, failure.errno) {
+        (Step::ChangeDirectory, Errno::ENOENT | Errno::ENOTDIR) => {
+            let path = failure.path.as_deref().unwrap_or("it");
+            let hint = format!("there is no directory {path} on the host: correct cwd");
+            failure.advise(hint)
+        }
+        _ if failure.code == Code::Exec => failure,
+        _ => advise(failure),
     }
 }
 
@@ -208,7 +221,6 @@ fn is_on_host(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::Code;
 
     fn of(step: Step, errno: Errno, facts: &Facts) -> String {
         hint(&Failure::system(Code::Spawn, step, "clone3", errno).on("/x"), || facts.clone())
@@ -246,6 +258,19 @@ mod tests {
         let strict = Facts { memfd_noexec: Some(2), ..Facts::default() };
         assert!(of(Step::StartForkserver, Errno::EACCES, &strict).contains("memfd_noexec"));
         assert_eq!(of(Step::SetHostname, Errno::EIO, &none), "");
+    }
+
+    #[test]
+    fn a_launch_without_a_sandbox_is_told_of_none() {
+        let of = |step, errno| {
+            let failure = Failure::system(Code::Spawn, step, "chdir", errno).on("/x");
+            advise_outside(failure).hint.unwrap_or_default()
+        };
+        for errno in [Errno::ENOENT, Errno::ENOTDIR] {
+            assert_eq!(of(Step::ChangeDirectory, errno), "there is no directory /x on the host: correct cwd");
+        }
+        assert!(of(Step::ChangeDirectory, Errno::EACCES).contains("may not enter /x"));
+        assert!(of(Step::MapFds, Errno::EBADF).contains("ulimit -n"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use nestbox_protocol as protocol;
 use nestbox_sys::Errno;
 
 use crate::event::Event;
-use crate::failure::{Code, Failure};
+use crate::failure::Failure;
 use crate::hints;
 use crate::launch::{Launch, Stage};
 use crate::outputs::{self, Expected, Job, Output, Progress, Reader};
@@ -23,9 +23,8 @@ impl Client {
         if self.preparations.remove(&token).is_some() {
             self.push(Event::Failed { token, failure: hints::advise(failure) });
         } else if let Some(launch) = self.launches.remove(&token) {
-            // What a sandbox lacks is no advice to a program that has none.
-            let outside = launch.isolation.namespaces == 0 && failure.code == Code::Exec;
-            let failure = if outside { failure } else { hints::advise(failure) };
+            let outside = launch.isolation.namespaces == 0;
+            let failure = if outside { hints::advise_outside(failure) } else { hints::advise(failure) };
             self.release(launch);
             self.push(Event::Failed { token, failure });
             self.make_place(token);
