@@ -1,7 +1,7 @@
 // The command `nestbox`, as a process: what it prints, what it exits with, what it passes through.
 
-import { spawn } from 'node:child_process'
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { spawn, spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -14,7 +14,7 @@ import { OPTIONS, parseRun } from '../lib/cli/options.ts'
 import { policyJSONSchema } from '../lib/cli/schema.ts'
 import { paintFor, progress } from '../lib/cli/terminal.ts'
 import { parseCount, parseSize, parseTime } from '../lib/cli/units.ts'
-import { scratch, until } from './helpers.ts'
+import { isRoot, scratch, until } from './helpers.ts'
 
 const root = path.resolve(path.dirname(fileURLToPath(import.meta.url)), '..')
 const cli = path.join(root, 'dist', 'lib', 'cli', 'main.js')
@@ -168,6 +168,44 @@ test('the result as JSON, beside the output', async (t) => {
   t.like(JSON.parse(readFileSync(file, 'utf8')), { status: 'exited', exitCode: 0, file: 'echo' })
   t.deepEqual(await run('--json-fd', '2', '--quiet', 'true').then(({ stderr }) => JSON.parse(stderr).status), 'exited')
   t.is((await run('--json', '--json-file', file, 'true')).code, EXIT.usage)
+})
+
+test('what can not be written is refused before anything runs, and left alone', async (t) => {
+  const directory = scratch(t)
+  const at = (name: string): string => path.join(directory, name)
+  writeFileSync(at('file'), 'kept')
+  mkdirSync(at('closed'), { mode: 0o555 })
+  writeFileSync(at('locked'), 'kept', { mode: 0o444 })
+  for (const [option, target, stderr] of [
+    ['--json-fd', '99', /--json-fd: Nothing can be written to 99: It is not an open descriptor/],
+    // Nothing was passed as that: what Node.js opens first is there.
+    ['--json-fd', '3', /Nothing can be written to 3: It is none that was passed/],
+    ['--learn', '/nope/x', /--learn: \/nope\/x can't be written: ENOENT/],
+    ['--learn', at('file/x'), /--learn: .*ENOTDIR/],
+    ['--learn', directory, /--learn: .*EISDIR/],
+    // Root may write anywhere.
+    ...(isRoot
+      ? []
+      : [
+          ['--learn', at('closed/x'), /--learn: .*EACCES/] as const,
+          ['--learn', at('locked'), /--learn: .*EACCES/] as const,
+        ]),
+  ] as const) {
+    // oxlint-disable-next-line no-await-in-loop
+    const ended = await run(option, target, 'echo', 'ran')
+    t.like(ended, { code: EXIT.usage, stdout: '' }, `${option} ${target}`)
+    t.regex(ended.stderr, stderr)
+  }
+  const shell = ['-c', 'exec "$@" 9< /dev/null', 'sh', process.execPath, cli, 'run', '--json-fd', '9', 'echo', 'ran']
+  const { status, stdout, stderr: said } = spawnSync('sh', shell, { encoding: 'utf8' })
+  t.deepEqual({ status, stdout }, { status: EXIT.usage, stdout: '' })
+  t.regex(said, /Nothing can be written to 9: It is not open for writing/)
+  // One whose run teaches nothing.
+  const none = await run('--learn', at('file'), 'no-such-program')
+  t.is(none.code, EXIT.notFound)
+  t.is(readFileSync(at('file'), 'utf8'), 'kept')
+  t.is((await run('--learn', at('new'), 'no-such-program')).code, EXIT.notFound)
+  t.false(existsSync(at('new')))
 })
 
 test('an error as JSON, with all of its facts', async (t) => {

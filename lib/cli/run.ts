@@ -1,8 +1,10 @@
 // `nestbox run`: launches one program, lends it our stdio and ends as it ends.
 
-import { openSync, writeFileSync, writeSync } from 'node:fs'
+import { accessSync, constants, openSync, statSync, writeFileSync, writeSync } from 'node:fs'
+import path from 'node:path'
 
 import { asError, describeIssues, PolicyError } from '../errors.ts'
+import { unwritableDescriptor } from '../launch/descriptors.ts'
 import type { AnyResult } from '../launch/result.ts'
 import type { LaunchOptions, Sandboxee } from '../launch/types.ts'
 import { policy as policyFactory } from '../policy/policy.ts'
@@ -45,6 +47,7 @@ const policyOf = ({ policy, policyFrom }: RunCommand): Policy => {
 }
 
 const launch = async (command: RunCommand, file: string): Promise<number> => {
+  if (command.learn !== undefined) mustBeWritable(command.learn)
   const report = reporter(command)
   try {
     const result = await outcome(command, file)
@@ -100,6 +103,21 @@ const learnInto = async (to: string, command: RunCommand, file: string, options:
   }
 }
 
+/**
+ * Refuses where a policy could not be written to. It is looked at and not opened: what is there stays as it is until there is
+ * something to write, and where the run teaches nothing there is no new file.
+ */
+const mustBeWritable = (file: string): void => {
+  try {
+    const there = statSync(file, { throwIfNoEntry: false })
+    if (there?.isDirectory() === true) throw new Error('EISDIR: it is a directory')
+    if (there === undefined) accessSync(`${path.dirname(file)}/.`, constants.W_OK | constants.X_OK)
+    else accessSync(file, constants.W_OK)
+  } catch (error) {
+    throw new UsageError(`--learn: ${file} can't be written: ${asError(error).message}.`, { cause: error })
+  }
+}
+
 /** From now on signals are the program's; those that come before it is there wait for it. */
 const forwardSignals = (): { to(sandboxee: Pick<Sandboxee, 'kill'>): void; stop(): void } => {
   const seen: NodeJS.Signals[] = []
@@ -125,11 +143,13 @@ const bytesAsBase64 = (_: string, value: unknown): unknown =>
 
 const text = (value: object): string => `${JSON.stringify(value, bytesAsBase64)}\n`
 
-/** Writes the result where it was asked for. What it is written to is opened before anything runs. */
+/** Writes the result where it was asked for. What it is written to is opened, or looked at, before anything runs. */
 const reporter = ({ json }: RunCommand): ((value: object) => Promise<void>) => {
   if (json === undefined) return async () => {}
   if (json === 'stdout') return (value) => write(process.stdout, text(value))
   if ('fd' in json) {
+    const problem = unwritableDescriptor(json.fd)
+    if (problem !== undefined) throw new UsageError(`--json-fd: Nothing can be written to ${json.fd}: ${problem}.`)
     return async (value) => {
       writeSync(json.fd, text(value))
     }
