@@ -56,6 +56,9 @@ export const results = async (): Promise<void> => {
   same<typeof merged.stdout, string>(true)
   same<typeof merged.stderr, undefined>(true)
 
+  const fed = await run('a', [], { input: 'b' })
+  same<typeof fed.stdout, string>(true)
+
   const dropped = await run('a', [], { buffer: false })
   same<typeof dropped.stdout, undefined>(true)
 
@@ -117,7 +120,7 @@ export const common = (result: Result): void => {
 
 // ---- sandboxees ----------------------------------------------------------------------------------------------------------------
 
-export const sandboxees = async (launcher: Launcher): Promise<void> => {
+export const sandboxees = async (launcher: Launcher, { input }: LaunchOptions): Promise<void> => {
   await using plain = await launcher.spawn('a')
   same<typeof plain.stdin, undefined>(true)
   same<typeof plain.stdout, Readable>(true)
@@ -125,6 +128,20 @@ export const sandboxees = async (launcher: Launcher): Promise<void> => {
   for await (const line of plain.lines({ from: 'stderr', maxLength: 10 })) same<typeof line, string>(true)
   const result = await plain.result
   same<typeof result.stdout, undefined>(true)
+
+  const fed = await launcher.spawn('a', [], { input: 'b' })
+  same<typeof fed.stdin, undefined>(true)
+  same<Awaited<typeof fed.result>['stdout'], undefined>(true)
+
+  // What is fed is nobody else's, also where it is a pipe by name.
+  const named = await launcher.spawn('a', [], { stdin: 'pipe', input: new Uint8Array() })
+  same<typeof named.stdin, undefined>(true)
+  const listed = await launcher.spawn('a', [], { stdio: ['pipe'], input: 'b' })
+  same<typeof listed.stdin, undefined>(true)
+  const without = await launcher.spawn('a', [], { stdin: 'pipe', input: undefined })
+  same<typeof without.stdin, Writable>(true)
+  const perhaps = await launcher.spawn('a', [], { stdin: 'pipe', input })
+  same<typeof perhaps.stdin, Writable | undefined>(true)
 
   const full = await launcher.spawn('a', [], { stdin: 'pipe', stderr: 'stdout', comms: true, buffer: true })
   same<typeof full.stdin, Writable>(true)
