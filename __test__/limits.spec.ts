@@ -107,6 +107,15 @@ test('fileSize: beyond it the program is ended by the kernel, and the limit is n
   t.is(result.outputs.a.length, 65_536)
 })
 
+test('signals that tell of a limit tell of none where it was not reached', async (t) => {
+  const sandbox = await Sandbox.create(base().limits({ fileSize: Infinity, cpuTime: 10_000 }))
+  for (const signal of ['SIGXFSZ', 'SIGXCPU'] as const) {
+    // oxlint-disable-next-line no-await-in-loop
+    const result = await sh(sandbox, `kill -${signal.slice(3)} $$`)
+    t.like(result, { status: 'signaled', signal, limitsHit: [] })
+  }
+})
+
 test('disk: a full tmpfs is ENOSPC, and a limit that was hit', async (t) => {
   const sandbox = await Sandbox.create(base().limits({ disk: '1MiB' }))
   const result = await sh(sandbox, 'head -c 2M /dev/zero > /tmp/a || echo refused')

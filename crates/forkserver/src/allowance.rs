@@ -99,11 +99,6 @@ impl Allowance {
         self.cpu_end().is_some_and(|limit| used_us >= limit)
     }
 
-    /// Whether there is a limit of CPU time.
-    pub(crate) fn limits_cpu(&self) -> bool {
-        self.cpu_us.is_some()
-    }
-
     /// RLIMIT_CPU of each process: no process may use more than all together, counted from its own beginning.
     pub(crate) fn cpu_seconds(&self) -> u64 {
         self.cpu_end().map_or(libc::RLIM_INFINITY, launch::cpu_seconds)

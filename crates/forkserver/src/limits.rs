@@ -58,6 +58,13 @@ impl Changes {
         Self { rules: [None; RULES_MAX], again: None, pause: 0, stops }
     }
 
+    /// Whether one of them was a limit of this resource.
+    pub(crate) fn limit(&self, resource: u32) -> bool {
+        let of_resource =
+            |rule: &Option<Rule>| matches!(rule, Some(Rule::AtMost(limited, _)) if *limited == resource);
+        self.rules.iter().any(of_resource)
+    }
+
     /// When another pass is due.
     pub(crate) fn next(&self) -> Option<u64> {
         self.again

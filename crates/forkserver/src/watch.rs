@@ -68,6 +68,14 @@ pub(crate) struct Running<'a> {
     pub(crate) fds: Vec<OwnedFd>,
 }
 
+impl Running<'_> {
+    /// Whether there is a limit of the size of files.
+    fn limits_file_size(&self) -> bool {
+        let limits = |&(resource, value): &(u32, u64)| resource == libc::RLIMIT_FSIZE && value != u64::MAX;
+        self.launch.rlimits.iter().any(limits) || self.changes.limit(libc::RLIMIT_FSIZE)
+    }
+}
+
 /// What follows when the program has run for [`SETTLE_AFTER`]: the host is told (which takes `CAP_SYS_ADMIN`: init speaks in
 /// the sandboxee's name), and init gives up what it has no more use for.
 #[inline(never)]
@@ -344,13 +352,11 @@ fn finish(
         }
     }
     let limit = match verdict.limit {
-        LimitKind::None if ended.signaled && ended.status == libc::SIGXFSZ => LimitKind::FileSize,
-        LimitKind::None
-            if ended.signaled && ended.status == libc::SIGXCPU && running.allowance.limits_cpu() =>
-        {
-            LimitKind::CpuTime
+        // Anybody may raise the signal, so it counts only where there is such a limit.
+        LimitKind::None if ended.signaled && ended.status == libc::SIGXFSZ && running.limits_file_size() => {
+            LimitKind::FileSize
         }
-        // The sum over a nest whose last process ended between two looks.
+        // The sum over a nest whose last process ended between two looks, or of SIGXCPU: RLIMIT_CPU is above the limit.
         LimitKind::None if running.allowance.is_spent(census::cpu_us(&usage)) => LimitKind::CpuTime,
         limit => limit,
     };
