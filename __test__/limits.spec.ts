@@ -96,6 +96,16 @@ test('openFiles', async (t) => {
   t.is((await sandbox.run('/probe', ['fds', '100'])).stdout, '19 EMFILE')
 })
 
+test('the clock runs from the exec, also where init has to wait for a processor then', async (t) => {
+  const sandbox = await Sandbox.create(base().limits({ wallTime: 20_000 }))
+  const busy = await Promise.all(
+    Array.from({ length: 16 }, () => sandbox.spawn('sh', ['-c', 'while :; do :; done'], { stdio: 'ignore' })),
+  )
+  const sleeps = await Promise.all(Array.from({ length: 24 }, () => sandbox.run('sleep', ['0.2'])))
+  for (const { timings } of sleeps) t.true(timings.execMs >= 199, `${timings.execMs} ms`)
+  await Promise.all(busy.map((program) => program[Symbol.asyncDispose]()))
+})
+
 // ---- sizes --------------------------------------------------------------------------------------------------------------
 
 test('fileSize: beyond it the program is ended by the kernel, and the limit is named', async (t) => {

@@ -209,6 +209,10 @@ struct Started<'a> {
     listener: Option<OwnedFd>,
 }
 
+/// How long an exec takes at most, in nanoseconds: it is 0.1 to 0.5 ms. Where init goes on later than that it was waiting for a
+/// processor, on a busy machine for 50 ms and more, and the program had its time meanwhile.
+const EXEC_MAX: u64 = 1_000_000;
+
 /// Starts the launch child and waits until it has executed or given up.
 fn start_child<'a>(
     nest: &'a Nest<'a>,
@@ -235,7 +239,7 @@ fn start_child<'a>(
     };
     // SAFETY: the stack is this process's copy, used by nobody else.
     let pid = unsafe { child::start(&mut child, nest.stack, pid) }.at(Step::CloneSandboxee, "clone", b"")?;
-    let exec_ns = monotonic_ns();
+    let exec_ns = child.marks.last().map_or(u64::MAX, |begun| begun + EXEC_MAX).min(monotonic_ns());
     *marks = child.marks;
     match child.outcome {
         Outcome::Failed(fault) => Err(fault),

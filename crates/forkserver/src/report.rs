@@ -246,6 +246,11 @@ impl Marks {
             self.count += 1;
         }
     }
+
+    /// When the last step was finished.
+    pub(crate) fn last(&self) -> Option<u64> {
+        self.times[..self.count].last().copied()
+    }
 }
 
 /// Everything that `Ended` says; see `proto/launch.proto`.

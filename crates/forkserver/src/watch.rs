@@ -31,7 +31,7 @@ use crate::reap::{self, Ended, Left};
 use crate::report::{self, Ending, Marks};
 use crate::template::LOADAVG_FD;
 
-/// When init settles down ([`settle`]), in nanoseconds after the exec. Reporting the start wakes the host, and installing a
+/// When init settles down ([`settle`]), in nanoseconds after it has seen the exec. Reporting the start wakes the host, and installing a
 /// filter has the kernel compile it and synchronise its processors: 60 µs that a program which is over sooner would wait
 /// for. Init is as small a target then as later: it reads nothing that the program wrote but `/proc/PID/stat`, no earlier
 /// than the CPU time is looked at.
@@ -113,7 +113,7 @@ pub(crate) fn supervise(
 ) -> ! {
     let mut ended = None;
     let mut alone = None;
-    let mut settle_at = Some(running.exec_ns + SETTLE_AFTER);
+    let mut settle_at = Some(monotonic_ns() + SETTLE_AFTER);
     let mut left = Left::Alive;
     let verdict = loop {
         let unreaped = left == Left::Unreaped;
