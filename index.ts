@@ -70,6 +70,7 @@ export type {
   ResourceUsage,
   Result,
   Sandboxee,
+  SandboxeeOf,
   Stdio,
   StdioExtra,
   StdioIn,

@@ -159,6 +159,42 @@ export const sandboxees = async (launcher: Launcher, { input }: LaunchOptions): 
   void full.then
 }
 
+/** What holds a sandboxee names the options that its streams follow from, and no others. */
+export const held = async (launcher: Launcher, unknown: LaunchOptions): Promise<void> => {
+  const timed = await launcher.spawn('a', [], { timeout: 5, cwd: '/tmp', env: { A: '1' }, stdin: 'ignore' })
+  const fed = await launcher.spawn('a', [], { stdin: 'pipe', cwd: '/tmp' })
+  const talking = await launcher.spawn('a', [], { comms: true, limits: { wallTime: 5 } })
+  const silent = await launcher.spawn('a', [], { stdio: 'ignore' })
+  const kept = await launcher.spawn('a', [], {
+    buffer: true,
+    encoding: 'buffer',
+    outputs: { a: { path: '/a', maxBytes: 1 } },
+  })
+
+  const plain: Sandboxee[] = [timed, await launcher.spawn('a')]
+  const repl: Sandboxee<{ stdin: 'pipe' }> = fed
+  const channel: Sandboxee<{ comms: true }> = talking
+  const any: Sandboxee<LaunchOptions>[] = [...plain, timed, repl, channel, silent, kept]
+  const given: Sandboxee<LaunchOptions> = await launcher.spawn('a', [], unknown)
+  same<typeof given.stdin, Writable | undefined>(true)
+  same<typeof given.stdout, Readable | undefined>(true)
+  same<typeof given.comms, Duplex | undefined>(true)
+
+  // @ts-expect-error -- it has a stdin
+  plain.push(fed)
+  // @ts-expect-error -- it has no stdout
+  plain.push(silent)
+  // @ts-expect-error -- its result has an output
+  plain.push(kept)
+  // @ts-expect-error -- it may have none
+  plain.push(given)
+  // @ts-expect-error -- it has no stdin
+  const none: Sandboxee<{ stdin: 'pipe' }> = timed
+  // @ts-expect-error -- it has no channel
+  const mute: Sandboxee<{ comms: true }> = fed
+  void [any, none, mute]
+}
+
 // ---- what is refused at compile time ------------------------------------------------------------------------------------------
 
 export const refused = async (handle: FileHandle): Promise<void> => {

@@ -246,6 +246,7 @@ type InStream<O> =
       ? IfPipe<Descriptor<O, 'stdin', 0, 'ignore'>, Writable>
       : undefined
     : never
+type CommsStream<O> = Opt<O, 'comms', false> extends infer C ? (C extends true ? Duplex : undefined) : never
 type OutputOf<F> =
   | (F extends { to: string } ? { readonly bytes: number } : Uint8Array)
   | (F extends { optional: true } ? undefined : never)
@@ -410,7 +411,7 @@ export interface Launcher {
   spawn<const O extends LaunchOptions = {}>(file: string, args?: readonly string[], options?: O): Promise<Sandboxee<O>>
 }
 
-/** What {@link Sandboxee.lines} takes. */
+/** What {@link SandboxeeOf.lines} takes. */
 export interface LinesOptions {
   /** @defaultValue `'stdout'` */
   from?: 'stdout' | 'stderr' | undefined
@@ -422,23 +423,40 @@ export interface LinesOptions {
   maxLength?: number | undefined
 }
 
-/** A running program. Not thenable: await {@link Sandboxee.result}. Disposing kills it. */
-export interface Sandboxee<O extends LaunchOptions = {}> extends AsyncDisposable {
+/**
+ * A running program, with the members of {@link SandboxeeOf}. Not thenable: await its `result`. Disposing kills it.
+ *
+ * Which streams it has follows from the options that it was spawned with, and so does its type; options that these don't depend
+ * on make no difference. To keep one in a field, name the options that matter: `Sandboxee<{ stdin: 'pipe' }>` is any that was spawned
+ * with `stdin: 'pipe'` and the other streams as they are by default. `Sandboxee` alone is one with the default streams, and
+ * `Sandboxee<LaunchOptions>` any at all, whose streams may be undefined.
+ */
+export type Sandboxee<O extends LaunchOptions = {}> = SandboxeeOf<
+  InStream<O>,
+  OutStream<O, 'stdout', 1>,
+  OutStream<O, 'stderr', 2>,
+  CommsStream<O>,
+  Result<O, Opt<O, 'buffer', false>>
+>
+
+/** A {@link Sandboxee}, by the types of its streams and its result. */
+// With the options in its place TypeScript would compare two of them by these, and take none for one with fewer.
+export interface SandboxeeOf<Stdin, Stdout, Stderr, Comms, Outcome> extends AsyncDisposable {
   /** The program's process id, as the host sees it. */
   readonly pid: number
   /** Writes to its stdin; undefined if `input` is written there. An `EPIPE` is no error: it means that the program does not read. */
-  readonly stdin: InStream<O>
-  readonly stdout: OutStream<O, 'stdout', 1>
-  readonly stderr: OutStream<O, 'stderr', 2>
+  readonly stdin: Stdin
+  readonly stdout: Stdout
+  readonly stderr: Stderr
   /** All streams by the number inside; the first three are `stdin`, `stdout` and `stderr`. */
   readonly stdio: readonly (Readable | Writable | Duplex | undefined)[]
   /** The host's end of fd 1023. */
-  readonly comms: O extends { comms: true } ? Duplex : undefined
+  readonly comms: Comms
   /**
    * Settles as {@link Launcher.run} does. Never raises `unhandledRejection`. Waits for the program, not for you; but a program
    * whose pipe is full waits for whoever reads `stdout` or `stderr`, and with it the result. Ignore the streams that you don't read.
    */
-  readonly result: Promise<Result<O, Opt<O, 'buffer', false>>>
+  readonly result: Promise<Outcome>
   /**
    * SIGKILL, the default, takes the whole nest; any other signal goes to the program.
    *
