@@ -1,9 +1,11 @@
 // Limits, one by one: what happens at each, and that a launch can only tighten them.
 
+import path from 'node:path'
+
 import test from 'ava'
 
-import { policy, RequestError, run, Sandbox } from '../index.ts'
-import { runs } from './helpers.ts'
+import { type Launcher, type LaunchOptions, policy, RequestError, run, Sandbox, unsandboxed } from '../index.ts'
+import { runs, scratch } from './helpers.ts'
 import { sh, withProbe } from './inside.ts'
 
 const base = () => withProbe(policy('host-system'))
@@ -233,6 +235,25 @@ test.serial('output: what nobody reads of a stream is bounded in the host, too',
   for await (const chunk of read.stdout) bytes += (chunk as Buffer).length
   t.is(bytes, 300_000_004)
   t.true((await read.result).stdout.endsWith('y\nend'))
+})
+
+test('output: is in force where a stream comes through the host', async (t) => {
+  const sandbox = await Sandbox.create(base())
+  const file = path.join(scratch(t), 'file')
+  const reported = async (launcher: Launcher, options: LaunchOptions): Promise<boolean> =>
+    'output' in (await launcher.run('/bin/true', [], options)).isolation.limits
+  for (const stdout of ['ignore', 'inherit', { file }, { fd: 1, unsafe: true }] as const) {
+    /* oxlint-disable no-await-in-loop -- the one after the other, for what is reported is remembered */
+    t.false(await reported(sandbox, { stdout, stderr: 'ignore' }), JSON.stringify(stdout))
+    t.false(await reported(sandbox, { stdout, stderr: 'stdout' }), JSON.stringify(stdout))
+    t.true(await reported(sandbox, { stdout }), JSON.stringify(stdout))
+    t.true(await reported(sandbox, { stdout: 'pipe', stderr: 'ignore', buffer: false }))
+    /* oxlint-enable no-await-in-loop */
+  }
+  t.false(await reported(unsandboxed, { stdio: 'ignore', env: {} }))
+  t.true(await reported(unsandboxed, { env: {} }))
+  const program = await sandbox.spawn('true', [], { stdin: 'pipe', stderr: 'ignore' })
+  t.is((await program.result).isolation.limits.output, 10 * MiB)
 })
 
 // ---- tightening ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import type { Violation } from '../supervision/types.ts'
 import { toViolation } from '../supervision/violation.ts'
 import { crashReport } from './crash.ts'
 import type { CrashReport } from './crash-types.ts'
-import type { LaunchRequest } from './request.ts'
+import { CAPTURE, type LaunchRequest, STREAM } from './request.ts'
 import type {
   CommonResult,
   Isolation,
@@ -336,7 +336,7 @@ const isolation = (request: LaunchRequest, ended: NativeEnded, limits: LimitsJSO
     unenforced.length === 0 ? ended.skipped : [...ended.skipped, ...unenforced.map((name) => `limits.${name}`)]
   const enforced = landlockAbi > 0 ? landlock(landlockAbi, landlockScopes) : undefined
   const capabilities = isolated ? 'none' : 'inherited'
-  const inForceNow = limitsInForce(limits, unenforced)
+  const inForceNow = limitsInForce(limits, unenforced, comesThroughHost(request))
   const known = lastIsolation
   // The namespaces, what Landlock adds and the limits are made once for each combination that there is.
   if (
@@ -386,16 +386,25 @@ const landlock = (abi: number, scopes: number): LandlockIsolation => {
   return known
 }
 
-const inForce = new WeakMap<LimitsJSON, Isolation['limits']>()
+/** Whether any of what it writes can be counted. A stderr that is the same as stdout has its number, or follows it. */
+const comesThroughHost = ({ message: { stdout, stderr } }: LaunchRequest): boolean =>
+  [stdout, stderr].some((descriptor) => descriptor === CAPTURE || descriptor === STREAM)
+
+type InForce = WeakMap<LimitsJSON, Isolation['limits']>
+const inForce: { readonly withOutput: InForce; readonly withoutOutput: InForce } = {
+  withOutput: new WeakMap(),
+  withoutOutput: new WeakMap(),
+}
 
 /** Without the limits that are none; once per policy, for most launches have no limits of their own. */
-const limitsInForce = (limits: LimitsJSON, unenforced: readonly LimitName[]): Isolation['limits'] => {
-  const known = inForce.get(limits)
+const limitsInForce = (limits: LimitsJSON, unenforced: readonly LimitName[], counted: boolean): Isolation['limits'] => {
+  const all = counted ? inForce.withOutput : inForce.withoutOutput
+  const known = all.get(limits)
   if (known !== undefined) return known
   const entries = Object.entries(limits).filter(
-    ([name, value]) => value !== null && !unenforced.includes(name as LimitName),
+    ([name, value]) => value !== null && !unenforced.includes(name as LimitName) && (counted || name !== 'output'),
   )
   const made = Object.freeze(Object.fromEntries(entries)) as Isolation['limits']
-  inForce.set(limits, made)
+  all.set(limits, made)
   return made
 }

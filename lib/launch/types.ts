@@ -318,7 +318,10 @@ export interface Isolation {
   readonly speculation: 'restricted' | 'allowed'
   /** `'none'`: all five sets are empty. */
   readonly capabilities: 'none' | 'inherited'
-  /** The limits in force: bytes and milliseconds. A limit that is not there is none. */
+  /**
+   * The limits in force: bytes and milliseconds. A limit that is not there is none; `output` is there where stdout or stderr
+   * comes through the host.
+   */
   readonly limits: { readonly [K in LimitName]?: number }
   /**
    * Optional binds whose source was missing, and other things left out: `'limits.processes'`, if that was asked for and has no

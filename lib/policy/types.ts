@@ -109,7 +109,8 @@ export interface Limits {
    */
   processes?: number | undefined
   /**
-   * Bytes on stdout and stderr together, also when they are streamed. What happens past it: `onOverflow`.
+   * Bytes on stdout and stderr together, as far as they come through the host: captured, or as a stream. What goes elsewhere
+   * (`'inherit'`, `{ file }`, an open descriptor) is not counted; a file is bounded by `fileSize`. What happens past it: `onOverflow`.
    *
    * @defaultValue 10 MiB
    */
