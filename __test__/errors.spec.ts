@@ -1,8 +1,12 @@
+import { readdirSync, readFileSync } from 'node:fs'
+import path from 'node:path'
+import { fileURLToPath } from 'node:url'
 import { runInNewContext } from 'node:vm'
 
 import test from 'ava'
 import type { NativeFailure } from '#binding'
 
+import * as nestbox from '../index.ts'
 import {
   AbortError,
   ExecError,
@@ -95,6 +99,21 @@ test('a cause is kept', (t) => {
   const cause = new Error('why')
   t.is(new AbortError('x', { cause }).cause, cause)
   t.is(new PolicyError('x', [], { cause }).cause, cause)
+})
+
+test('the page of errors lists every code, by the class that has it', (t) => {
+  const root = fileURLToPath(new URL('..', import.meta.url))
+  const sources = readdirSync(path.join(root, 'lib'), { recursive: true, encoding: 'utf8' }).filter((name) =>
+    name.endsWith('.ts'),
+  )
+  const text = sources.map((name) => readFileSync(path.join(root, 'lib', name), 'utf8')).join('\n')
+  const codes = new Set(text.match(/(?<=['`])(?:ERR_NESTBOX_[A-Z_]*[A-Z]|ABORT_ERR)(?=['`])/g))
+  const page = readFileSync(path.join(root, 'docs', 'errors.md'), 'utf8')
+  const rows = [...page.matchAll(/^\| `([A-Z_]+)` \| (.*?) \|/gm)]
+  t.deepEqual(rows.map(([, code = '']) => code).toSorted(), [...codes].toSorted())
+  for (const [row, , classes = ''] of rows) {
+    for (const [, name = ''] of classes.matchAll(/`(\w+)`/g)) t.true(name in nestbox, row)
+  }
 })
 
 test('issues as sentences', (t) => {

@@ -24,7 +24,10 @@ const brand = (errorClass: { readonly prototype: object }, name: string): void =
   Object.defineProperty(errorClass.prototype, 'name', { value: name, configurable: true, writable: true })
 }
 
-/** What all errors of nestbox are. */
+/**
+ * What all errors of nestbox are. By itself with the codes `ERR_NESTBOX_CLOSED`: the sandbox or the fork server was closed or
+ * destroyed, and launches nothing any more; `ERR_NESTBOX_ENDED`: `setLimits` came too late; and `ERR_NESTBOX_OPENTELEMETRY`.
+ */
 export class NestboxError extends Error {
   /** A stable name of the kind of error, for programs: `ERR_NESTBOX_*`, or `ABORT_ERR`. */
   readonly code: string
@@ -44,7 +47,12 @@ export class NestboxError extends Error {
 }
 brand(NestboxError, 'NestboxError')
 
-/** A request that can't be carried out as it is: nothing was launched. */
+/**
+ * A request that can't be carried out as it is. Nothing was launched, but with two codes, which come of what goes wrong in the
+ * host while the program runs, and kill it: `ERR_NESTBOX_INPUT`, the stream given as `input` failed (a message that says that nothing
+ * was launched is of one that had failed before), and `ERR_NESTBOX_HANDLER`, `onSyscall` did. `ERR_NESTBOX_UNSAFE_FD`: a descriptor
+ * to be passed leads out of the sandbox, or is closed. All else is `ERR_NESTBOX_REQUEST`.
+ */
 export class RequestError extends NestboxError {
   /** Everything that is wrong, not just the first thing. */
   readonly issues: readonly Issue[]
@@ -56,7 +64,7 @@ export class RequestError extends NestboxError {
 }
 brand(RequestError, 'RequestError')
 
-/** A policy that makes no sense. Thrown by the builder's call that is wrong, or by `policy.parse`. */
+/** A policy that makes no sense (`ERR_NESTBOX_POLICY`). Thrown by the builder's call that is wrong, or by `policy.parse`. */
 export class PolicyError extends NestboxError {
   /** Everything that is wrong, not just the first thing. */
   readonly issues: readonly Issue[]
@@ -79,7 +87,7 @@ export interface SpawnFailure {
   readonly hint?: string
 }
 
-/** The launch failed, and not by the program's doing: a step of setting it up went wrong. */
+/** The launch failed, and not by the program's doing: a step of setting it up went wrong (`ERR_NESTBOX_SPAWN`). */
 export class SpawnError extends NestboxError {
   /** The number of the error, as in errno(3); 0 if no system call failed. */
   readonly errno: number
@@ -106,7 +114,10 @@ export class SpawnError extends NestboxError {
 }
 brand(SpawnError, 'SpawnError')
 
-/** The program can't be executed: it is missing, is not executable, or has a format that the kernel does not know. */
+/**
+ * The program can't be executed: it is missing, is not executable, or has a format that the kernel does not know
+ * (`ERR_NESTBOX_EXEC`).
+ */
 export class ExecError extends SpawnError {
   constructor(message: string, failure: SpawnFailure, options?: ErrorOptions) {
     super(message, { ...failure, code: failure.code ?? 'ERR_NESTBOX_EXEC' }, options)
@@ -116,8 +127,9 @@ brand(ExecError, 'ExecError')
 
 /**
  * The fork server could not be started, or died. What it ran is lost (and dead), and so is what was asked for between its
- * death and the moment in which the host sees it: of those nobody knows whether they ran. The next call starts a new one. With
- * the code `ERR_NESTBOX_FORKSERVER_DISABLED`: the environment forbids to start one.
+ * death and the moment in which the host sees it: of those nobody knows whether they ran. The next call starts a new one
+ * (`ERR_NESTBOX_FORKSERVER`). With the code `ERR_NESTBOX_FORKSERVER_DISABLED`: the environment forbids to start one. With
+ * `ERR_NESTBOX_CLOSED`: it was closed or destroyed under a launch.
  */
 export class ForkServerError extends NestboxError {
   /** What went wrong while it started, as in {@link SpawnError}. */
@@ -143,7 +155,7 @@ export class ForkServerError extends NestboxError {
 brand(ForkServerError, 'ForkServerError')
 
 /**
- * The sandbox has `maxConcurrency` launches running and `maxQueue` waiting, or this one waited for `queueTimeout`
+ * The sandbox has `maxConcurrency` launches running and `maxQueue` waiting (`ERR_NESTBOX_QUEUE_FULL`), or this one waited for `queueTimeout`
  * (`ERR_NESTBOX_QUEUE_TIMEOUT`). Nothing was launched.
  */
 export class QueueFullError extends NestboxError {
@@ -153,7 +165,7 @@ export class QueueFullError extends NestboxError {
 }
 brand(QueueFullError, 'QueueFullError')
 
-/** There is no native addon for this platform. */
+/** There is no native addon for this platform (`ERR_NESTBOX_UNSUPPORTED_PLATFORM`). */
 export class UnsupportedPlatformError extends NestboxError {
   constructor(message: string, options?: ErrorOptions) {
     super('ERR_NESTBOX_UNSUPPORTED_PLATFORM', message, options)
@@ -161,7 +173,7 @@ export class UnsupportedPlatformError extends NestboxError {
 }
 brand(UnsupportedPlatformError, 'UnsupportedPlatformError')
 
-/** The launch was aborted by its `signal`, whose reason is `cause`. By the time it rejects, the nest is dead. */
+/** The launch was aborted by its `signal`, whose reason is `cause` (`ABORT_ERR`). By the time it rejects, the nest is dead. */
 export class AbortError extends NestboxError {
   /** What there was by then. Absent if nothing had been launched. */
   declare readonly result?: Result
@@ -173,7 +185,7 @@ export class AbortError extends NestboxError {
 }
 brand(AbortError, 'AbortError')
 
-/** With `reject: true`: the program failed. */
+/** With `reject: true`: the program failed (`ERR_NESTBOX_PROCESS`). */
 export class ProcessError extends NestboxError {
   readonly result: Result
   /** The message without the program's output. */

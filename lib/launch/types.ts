@@ -402,14 +402,18 @@ export interface Launcher {
    * Resolves however the program ends: exit codes, signals, limits. Rejects if it could not be run as asked.
    *
    * @param file - a path inside, or a bare name that is looked up in the sandbox's `PATH` and tree
-   * @throws `RequestError`, `SpawnError`, `ExecError`, `ForkServerError`, `QueueFullError`, `AbortError`; with
-   *   `reject: true` also `ProcessError`. Never synchronously.
+   * @throws `RequestError` (`ERR_NESTBOX_REQUEST`, `ERR_NESTBOX_UNSAFE_FD`; where it may have run: `ERR_NESTBOX_INPUT`,
+   *   `ERR_NESTBOX_HANDLER`), `SpawnError` (`ERR_NESTBOX_SPAWN`), `ExecError` (`ERR_NESTBOX_EXEC`), `ForkServerError`
+   *   (`ERR_NESTBOX_FORKSERVER`, `ERR_NESTBOX_FORKSERVER_DISABLED`, `ERR_NESTBOX_CLOSED`), `QueueFullError` (`ERR_NESTBOX_QUEUE_FULL`,
+   *   `ERR_NESTBOX_QUEUE_TIMEOUT`), `AbortError` (`ABORT_ERR`), `NestboxError` with the code `ERR_NESTBOX_CLOSED`,
+   *   `UnsupportedPlatformError` (`ERR_NESTBOX_UNSUPPORTED_PLATFORM`); with `reject: true` also `ProcessError`
+   *   (`ERR_NESTBOX_PROCESS`). Never synchronously.
    */
   run<const O extends LaunchOptions = {}>(file: string, args?: readonly string[], options?: O): Promise<Result<O>>
   /**
    * Starts a program. Resolves once it runs.
    *
-   * @throws as {@link Launcher.run}
+   * @throws as {@link Launcher.run}, which what fails later does in `result`: a stream given as `input`, `onSyscall`, an abort, `reject`
    */
   spawn<const O extends LaunchOptions = {}>(file: string, args?: readonly string[], options?: O): Promise<Sandboxee<O>>
 }
