@@ -4,7 +4,7 @@ import { chmodSync, readdirSync } from 'node:fs'
 
 import test from 'ava'
 
-import { ExecError, policy, run, Sandbox, SpawnError } from '../index.ts'
+import { ExecError, policy, RequestError, run, Sandbox, SpawnError } from '../index.ts'
 import { scratch } from './helpers.ts'
 import { sh, shout, withProbe } from './inside.ts'
 
@@ -246,6 +246,13 @@ test('files can only be put where the nest has its own file system', async (t) =
     t.regex((error as { code?: string }).code ?? '', /^ERR_NESTBOX_(?:SPAWN|REQUEST)$/)
     t.true(error?.message.includes(at), error?.message)
   }
+  const refused = await t.throwsAsync(run('true', [], { files: { '/tmp/a': 'x', '/usr/./file': 'x' } }), {
+    instanceOf: RequestError,
+  })
+  t.deepEqual(
+    refused?.issues.map((issue) => issue.path),
+    [['files', '/usr/file']],
+  )
 })
 
 test("a file below a link of the policy's makes nothing where that leads", async (t) => {

@@ -210,15 +210,19 @@ const withOutput = (message: string, result: Result): string => {
   return `${message}\n\n${text.length > TAIL ? `...${text.slice(-TAIL)}` : text}`
 }
 
-/** The error that a failure reported by the native side is. */
-export const fromFailure = (failure: NativeFailure): NestboxError => {
+/**
+ * The error that a failure reported by the native side is.
+ *
+ * @param at - where in the input it is, if it is the input's
+ */
+export const fromFailure = (failure: NativeFailure, at: PropertyKey[] = []): NestboxError => {
   const message = sentences(failure)
   switch (failure.code) {
     case 'ERR_NESTBOX_FORKSERVER':
       return new ForkServerError(message, { failure })
     case 'ERR_NESTBOX_UNSAFE_FD':
     case 'ERR_NESTBOX_REQUEST':
-      return new RequestError(message, [{ path: [], message }], { code: failure.code })
+      return new RequestError(message, [{ path: at, message }], { code: failure.code })
     default:
       return failure.exec ? new ExecError(message, failure) : new SpawnError(message, failure)
   }

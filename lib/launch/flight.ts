@@ -289,7 +289,7 @@ export class Flight implements Listener, Boarding {
     message.policy = context.native()
     const launched = connection.launch(message)
     if (launched.failure !== undefined) {
-      this.#fail(fromFailure(launched.failure))
+      this.#fail(fromFailure(launched.failure, placeOf(this.request, launched.failure)))
       return
     }
     this.#connection = connection
@@ -394,7 +394,7 @@ export class Flight implements Listener, Boarding {
   }
 
   failed(failure: NativeFailure): void {
-    this.#fail(this.#ownReason() ?? fromFailure(failure))
+    this.#fail(this.#ownReason() ?? fromFailure(failure, placeOf(this.request, failure)))
   }
 
   lost(error: ForkServerError): void {
@@ -531,6 +531,10 @@ export class Flight implements Listener, Boarding {
 /** The error of a launch that was aborted before its program ran. */
 export const abortedBefore = ({ file, signal }: LaunchRequest): AbortError =>
   new AbortError(`The launch of ${file} was aborted before the program ran.`, { cause: signal?.reason })
+
+/** Which of the options the core objects to: it alone knows what of the policy's tree is a tmpfs. */
+const placeOf = ({ message: { extras } }: LaunchRequest, { path }: NativeFailure): PropertyKey[] =>
+  path !== undefined && extras?.files?.some((file) => file.path === path) === true ? ['files', path] : []
 
 /** Of the clock that the core's times are of. */
 const nanoseconds = (): number => Number(process.hrtime.bigint())
