@@ -202,6 +202,7 @@ test('what is no limit, or above the policy, is refused and changes nothing', as
   const both = await t.throwsAsync(program.setLimits({ wallTime: 40_000, disk: 1e6 }), { instanceOf: RequestError })
   t.is(both?.issues.length, 2)
   await program.setLimits({})
+  await program.setLimits({ wallTime: undefined })
   t.like(await program.result, { status: 'exited', isolation: { limits: { wallTime: 30_000, openFiles: 50 } } })
 })
 

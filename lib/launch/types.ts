@@ -471,8 +471,8 @@ export interface SandboxeeOf<Stdin, Stdout, Stderr, Comms, Outcome> extends Asyn
    */
   kill(signal?: NodeJS.Signals): boolean
   /**
-   * Sets other limits for the running program; those that are not given stay. Resolves when they hold for every process of
-   * the nest. Units are those of {@link Limits}: milliseconds, bytes, counts.
+   * Sets other limits for the running program; those that are not given, or undefined, stay. Resolves when they hold for every
+   * process of the nest. Units are those of {@link Limits}: milliseconds, bytes, counts.
    *
    * - `wallTime` counts from exec as ever: one that has passed ends the program at once, with `'limit-exceeded'`. So does a
    *   `cpuTime` that is used up.
@@ -485,7 +485,7 @@ export interface SandboxeeOf<Stdin, Stdout, Stderr, Comms, Outcome> extends Asyn
    *
    * Each result's `isolation.limits` tells what was in force at the end.
    *
-   * @throws `RequestError` for a limit above the policy's, one that can't be raised, or no limit at all; `NestboxError` with
+   * @throws `RequestError` for a limit above the policy's, one that can't be raised, or what is no limit; `NestboxError` with
    *   the code `ERR_NESTBOX_ENDED` if the launch is over, or ends before the limits hold; `SpawnError` if a process could not
    *   be limited: the limits of time and output are then as they were, those of processes perhaps tightened for some.
    *   Never synchronously.
