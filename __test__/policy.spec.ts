@@ -136,6 +136,13 @@ test(
 test('a size without a unit', broken, () => policy().limits({ disk: wrong('64') }), ['disk'], /64MiB/)
 test('a negative limit', broken, () => policy().limits({ processes: -1 }), ['processes'], /at least 1/)
 test('a limit of no number', broken, () => policy().limits({ wallTime: Number.NaN }), ['wallTime'], /milliseconds/)
+test(
+  'a time of 30,000 years',
+  broken,
+  () => policy().limits({ wallTime: 1e15 }),
+  ['wallTime'],
+  /at most 1000000000000\b/,
+)
 test('a tmpfs without a size', broken, () => policy().tmpfs('/t', { size: Infinity }), ['options', 'size'], /finite/)
 test('an unknown limit', broken, () => policy().limits(wrong({ memory: 1 })), ['memory'], /no such option/)
 test('= in a name', broken, () => policy().env({ 'A=B': '' }), ['A=B'], /must not contain "="/)

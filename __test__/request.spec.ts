@@ -157,6 +157,8 @@ test('the tighter one of timeout and wallTime holds; 0 is no timeout', (t) => {
 test('a longer timeout', refused, { timeout: 1001 }, ['timeout'], /only tighten/)
 test('more processes', refused, { limits: { processes: 11 } }, ['limits', 'processes'], /11 is above 10/)
 test('a lifted limit', refused, { limits: { output: Infinity } }, ['limits', 'output'], /only tighten/)
+test('a time of 30,000 years', refused, { limits: { cpuTime: 1e15 } }, ['limits', 'cpuTime'], /at most 1000000000000\b/)
+test('a timeout of 30,000 years', refused, { timeout: 1e15 }, ['timeout'], /at most 1000000000000\b/)
 test('a limit of 0', refused, { limits: { wallTime: 0 } }, ['limits', 'wallTime'], /above 0/)
 
 test('the grace period stays within the policy', (t) => {

@@ -286,8 +286,17 @@ export const MillisecondsSchema = z
   .custom<number>((ms) => typeof ms === 'number' && ms >= 0, 'It must be a number of milliseconds that is not negative')
   .overwrite((ms) => Math.ceil(ms))
 
-/** Milliseconds above zero. */
-export const DurationSchema = MillisecondsSchema.refine((ms) => ms > 0, 'It must be above 0; Infinity lifts the limit')
+/** The longest limit of time that the core takes, some 30 years. */
+const TIME_MAX = 1_000_000_000_000
+
+/** Milliseconds that limit a launch; 0 is none. */
+export const TimeoutSchema = MillisecondsSchema.refine(
+  (ms) => ms <= TIME_MAX || ms === Infinity,
+  `It must be at most ${TIME_MAX}, or Infinity, which lifts the limit`,
+)
+
+/** Milliseconds above zero that limit a launch. */
+export const DurationSchema = TimeoutSchema.refine((ms) => ms > 0, 'It must be above 0; Infinity lifts the limit')
 
 /** Permission bits of a file. */
 export const ModeSchema = z.int('It must be a whole number').min(0).max(0o7777, 'It must be at most 0o7777')

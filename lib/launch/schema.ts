@@ -20,6 +20,7 @@ import {
   NonEmptyString,
   sizeSchema,
   type Tied,
+  TimeoutSchema,
 } from '../validate.ts'
 import type {
   LaunchFile,
@@ -113,7 +114,7 @@ export const LaunchOptionsSchema = z.strictObject({
   comms: z.boolean().optional(),
   work: ContentSchema.optional(),
   limits: LimitsSchema.optional(),
-  timeout: MillisecondsSchema.optional(),
+  timeout: TimeoutSchema.optional(),
   signal: z.custom<AbortSignal>((signal) => signal instanceof AbortSignal, 'It must be an AbortSignal').optional(),
   killSignal: SignalNameSchema.optional(),
   forceKillAfterDelay: MillisecondsSchema.refine(Number.isFinite, 'It must be finite').optional(),
