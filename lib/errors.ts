@@ -275,12 +275,12 @@ export const describeIssues = (what: string, issues: readonly Issue[]): string =
 const describeIssue = ({ path, message }: Issue): string =>
   sentence(path.length === 0 ? message : `${describePath(path)}: ${message}`)
 
-/** `['outputs', 'pdf', 'maxBytes']` as `outputs.pdf.maxBytes`. */
+/** `['outputs', 'pdf', 'maxBytes']` as `outputs.pdf.maxBytes`; an option of a command line as it is typed. */
 const describePath = (path: readonly PropertyKey[]): string =>
   path.reduce<string>((text, key) => {
     if (typeof key === 'number') return `${text}[${key}]`
     const name = String(key)
-    if (!/^[A-Za-z_][\w-]*$/.test(name)) return `${text}[${JSON.stringify(name)}]`
+    if (!/^(?:--)?[A-Za-z_][\w-]*$/.test(name)) return `${text}[${JSON.stringify(name)}]`
     return text === '' ? name : `${text}.${name}`
   }, '')
 

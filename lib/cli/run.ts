@@ -3,7 +3,7 @@
 import { accessSync, constants, openSync, statSync, writeFileSync, writeSync } from 'node:fs'
 import path from 'node:path'
 
-import { asError, describeIssues, PolicyError } from '../errors.ts'
+import { asError, describeIssues, PolicyError, RequestError } from '../errors.ts'
 import { unwritableDescriptor } from '../launch/descriptors.ts'
 import type { AnyResult } from '../launch/result.ts'
 import type { LaunchOptions, Sandboxee } from '../launch/types.ts'
@@ -46,6 +46,26 @@ const policyOf = ({ policy, policyFrom }: RunCommand): Policy => {
   }
 }
 
+/** What is typed for the options of a launch. */
+const TYPED: { readonly [option: string]: string | undefined } = {
+  file: 'program',
+  cwd: '--cwd',
+  env: '--env',
+  files: '--file',
+  outputs: '--copy-out',
+}
+
+/** The same for a launch that was refused. */
+const inTheirWords = (error: Error): Error => {
+  if (!(error instanceof RequestError)) return error
+  const { code, issues } = error
+  const typed = issues.map(({ path: [option, ...rest], message }) => ({
+    path: option === undefined ? [] : [TYPED[String(option)] ?? option, ...rest],
+    message,
+  }))
+  return new RequestError(describeIssues('The command line is wrong', typed), issues, { cause: error, code })
+}
+
 const launch = async (command: RunCommand, file: string): Promise<number> => {
   if (command.learn !== undefined) mustBeWritable(command.learn)
   const report = reporter(command)
@@ -55,7 +75,7 @@ const launch = async (command: RunCommand, file: string): Promise<number> => {
     if (!command.quiet) await tell(command, result)
     return exitCodeOf(result)
   } catch (thrown) {
-    const error = asError(thrown)
+    const error = inTheirWords(asError(thrown))
     await report({ error: errorJSON(error) })
     if (!command.quiet) await complain(error)
     return exitCodeOfError(error)
