@@ -193,7 +193,7 @@ export interface SandboxStats {
     readonly queue: Percentiles
     /** From leaving the queue to exec. */
     readonly setup: Percentiles
-    /** From leaving the queue to the result. */
+    /** From leaving the queue to the result: without the time in the queue. */
     readonly total: Percentiles
   }
 }

@@ -73,6 +73,7 @@ ${heading('What it sees')}
 ${list([
   ['--base NAME', "'host-system' (the default) or 'empty': nothing at all to begin with"],
   ['--policy FILE', 'a policy as JSON instead (- for stdin); the options here are laid over it'],
+  ['', "a file that names no base has the base 'empty'"],
   ['--bind SRC[:PATH][:FLAGS]', 'show a host file or directory, read-only; flags: rw, exec, noexec, optional'],
   ['', 'flags are separated by commas; what is writable is not executable without exec: .:rw,exec'],
   ['--tmpfs PATH[:SIZE]', 'a private, empty, writable directory'],

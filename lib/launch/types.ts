@@ -72,7 +72,11 @@ export interface OutputFile {
   /**
    * Write it to this new host file instead of giving its bytes. It must not exist; its directory must, and is looked up before
    * the program runs: what can be seen then to keep the file from being made is a `SpawnError`, and nothing is launched. What
-   * leads there is followed, so a path below a directory that another sandboxee can write to may lead elsewhere.
+   * leads there is followed, so a path below a directory that another sandboxee can write to may lead elsewhere. A relative path is
+   * taken from the host's working directory.
+   *
+   * It is written however the launch ends, if the file is there inside: of one that failed, timed out or was aborted, too. Another
+   * try with the same path then fails with `EEXIST`: remove the file before, or give each launch a path of its own.
    */
   to?: string | undefined
   /**
@@ -105,14 +109,18 @@ export interface LaunchOptions {
   stdio?: Stdio | undefined
   /**
    * What is written to stdin, which then ends. It is no error if the program does not read it. A stream belongs to the launch: it
-   * is destroyed when that is over, also where it was refused.
+   * is destroyed when it was read to its end, when the program takes no more of it, and when the launch is over, also where that
+   * was refused. What goes wrong with it is an `ERR_NESTBOX_INPUT`.
    */
   input?: string | Uint8Array | Readable | undefined
   /** Files put below a tmpfs of the nest: private copies, gone afterwards. By path. */
   files?: Readonly<Record<string, string | Uint8Array | LaunchFile>> | undefined
-  /** Host paths shown at mount points that the policy declared. By path inside. */
+  /**
+   * Host paths shown at mount points that the policy declared. By path inside. A relative one is taken from the host's working
+   * directory.
+   */
   binds?: Readonly<Record<string, string>> | undefined
-  /** Files to bring out afterwards. By a name of your choice, which is the key in `result.outputs`. */
+  /** Files to bring out afterwards, at most 200. By a name of your choice, which is the key in `result.outputs`. */
   outputs?: Readonly<Record<string, OutputFile>> | undefined
   /**
    * A duplex channel: fd 1023 inside, `sandboxee.comms` outside. Only with `spawn`.
@@ -259,7 +267,7 @@ export interface ResourceUsage {
   readonly userCpuMs: number
   readonly systemCpuMs: number
   readonly peakMemoryBytes: number
-  /** How `peakMemoryBytes` was measured. `'max-rss'`: the largest single process. */
+  /** How `peakMemoryBytes` was measured. `'max-rss'`: the largest single process, of those that were waited for. */
   readonly memorySource: 'cgroup' | 'max-rss'
   readonly minorFaults: number
   readonly majorFaults: number
@@ -358,8 +366,9 @@ export interface CommonResult<O extends LaunchOptions, B> {
   readonly stdoutBytes: number
   readonly stderrBytes: number
   /**
-   * By name. One that could not be brought out is missing here and explained in `outputErrors`; unless it was optional
-   * and not there, the launch counts as failed.
+   * By name. One that could not be brought out is missing here, whatever its type says, and explained in `outputErrors`; unless it
+   * was optional and not there, the launch counts as failed. So all that are not optional are there where `failed` is false: look
+   * at that first.
    */
   readonly outputs: Outputs<O>
   /** Why outputs are missing, by name. Absent if none is. */
@@ -451,7 +460,11 @@ export type Sandboxee<O extends LaunchOptions = {}> = SandboxeeOf<
 export interface SandboxeeOf<Stdin, Stdout, Stderr, Comms, Outcome> extends AsyncDisposable {
   /** The program's process id, as the host sees it. */
   readonly pid: number
-  /** Writes to its stdin; undefined if `input` is written there. An `EPIPE` is no error: it means that the program does not read. */
+  /**
+   * Writes to its stdin; undefined if `input` is written there. That the program reads no more, or is gone, is no failure of the
+   * launch, and nobody has to listen for it. Who does is told as by any stream: listeners of `'error'` and callbacks of `write` get an
+   * `EPIPE`, or an `ERR_STREAM_DESTROYED` after the end, and a `pipeline` into it rejects.
+   */
   readonly stdin: Stdin
   readonly stdout: Stdout
   readonly stderr: Stderr

@@ -352,7 +352,8 @@ export interface PolicyFactory {
   (base?: PolicyBase): PolicyBuilder
   /**
    * Reads the published form, as text or as a value. What has a default may be left out (all but `version`, and of mounts what
-   * they are about), and sizes may be text: `'64MiB'`. Keys that there are not are refused.
+   * they are about), and sizes may be text: `'64MiB'`. The `base` is `'empty'` then, as in the builder. Keys that there are not are
+   * refused.
    *
    * @throws `PolicyError`
    */
