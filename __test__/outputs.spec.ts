@@ -72,17 +72,20 @@ test('to a host file that can be seen not to be made: an error before the progra
 
 test('to a host file that could not be made in the end: a failure of the host file, also of an optional output', async (t) => {
   const directory = scratch(t)
-  const [gone, taken] = ['gone', 'taken'].map((name) => path.join(directory, name, 'copy')) as [string, string]
+  const targets = ['gone', 'taken', 'linked'].map((name) => path.join(directory, name, 'copy'))
+  const [gone, taken, linked] = targets as [string, string, string]
   chmodSync(directory, 0o777)
-  for (const to of [gone, taken]) {
+  for (const to of targets) {
     mkdirSync(path.dirname(to))
     chmodSync(path.dirname(to), 0o777)
   }
   const sandbox = await Sandbox.create(policy('host-system').bind(directory, '/job', { writable: true }))
-  const result = await sh(sandbox, 'echo hello > /tmp/a; rmdir /job/gone; echo theirs > /job/taken/copy', {
+  const script = 'rmdir /job/gone; echo theirs > /job/taken/copy; ln -s ../victim /job/linked/copy'
+  const result = await sh(sandbox, `echo hello > /tmp/a; ${script}`, {
     outputs: {
       gone: { path: '/tmp/a', maxBytes: 100, to: gone, optional: true },
       taken: { path: '/tmp/a', maxBytes: 100, to: taken, optional: true },
+      linked: { path: '/tmp/a', maxBytes: 100, to: linked, optional: true },
       whole: { path: '/tmp/a', maxBytes: 100, to: path.join(directory, 'whole') },
       absent: { path: '/tmp/b', maxBytes: 100, to: path.join(directory, 'absent'), optional: true },
     },
@@ -101,9 +104,16 @@ test('to a host file that could not be made in the end: a failure of the host fi
       errnoName: 'EEXIST',
       message: `/tmp/a could not be written to the host file ${taken}, which exists (EEXIST).`,
     },
+    linked: {
+      path: '/tmp/a',
+      to: linked,
+      errnoName: 'EEXIST',
+      message: `/tmp/a could not be written to the host file ${linked}, which exists (EEXIST).`,
+    },
   })
   t.deepEqual(result.outputs as object, { whole: { bytes: 6 } })
   t.is(readFileSync(taken, 'utf8'), 'theirs\n')
+  t.false(existsSync(path.join(directory, 'victim')))
   t.false(existsSync(path.join(directory, 'absent')))
 })
 

@@ -303,7 +303,7 @@ test('an output that is not there is a failure that says why', (t) => {
     ],
   )
   t.regex(made.outputErrors?.['a']?.message ?? '', /more than 5 bytes/)
-  t.regex(processError(made, context.limits).message, /could not be brought out \(a, b, c\)/)
+  t.regex(processError(made, context.limits).message, /the outputs a, b, c could not be brought out/)
 })
 
 test('a ProcessError says how it ended, quotes stderr, and carries the result', (t) => {

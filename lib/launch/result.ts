@@ -179,7 +179,7 @@ const reason = (result: AnyResult, limits: LimitsJSON): string => {
       return `Command was killed with ${result.signal}`
     case 'exited':
       return result.exitCode === 0
-        ? `Command succeeded, but its outputs could not be brought out (${Object.keys(result.outputErrors ?? {}).join(', ')})`
+        ? `Command succeeded, but the outputs ${Object.keys(result.outputErrors ?? {}).join(', ')} could not be brought out`
         : `Command failed with exit code ${result.exitCode}`
   }
 }
