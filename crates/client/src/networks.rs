@@ -242,7 +242,8 @@ impl Networks {
     /// next requests.
     pub(crate) fn throw_away(&mut self, used: Lent) {
         self.discouraged = false;
-        self.given_up.push(used.namespace.id);
+        let Lent { namespace, .. } = used;
+        self.given_up.push(namespace.id);
     }
 
     /// Whether the next launch would find none although some only have to be checked.
