@@ -74,6 +74,9 @@ export declare function checkSyscallFilter(json: string): Array<NativeIssue>
 /** Tries everything that a launch needs, in processes that are thrown away. */
 export declare function examine(): Promise<NativeDiagnosis>
 
+/** What the limits of each process are at most on this host. */
+export declare function hardLimits(): NativeLimits
+
 /** A socket's address. */
 export interface NativeAddress {
   family: string

@@ -773,13 +773,14 @@ if (
   }
 }
 
-const { NativePolicy, Server, checkMountTree, checkPolicy, checkSyscallFilter, examine, setBlocking, syscallPreset } = nativeBinding
+const { NativePolicy, Server, checkMountTree, checkPolicy, checkSyscallFilter, examine, hardLimits, setBlocking, syscallPreset } = nativeBinding
 export { NativePolicy }
 export { Server }
 export { checkMountTree }
 export { checkPolicy }
 export { checkSyscallFilter }
 export { examine }
+export { hardLimits }
 export { setBlocking }
 export { syscallPreset }
 export const __napiBindingTarget = __napiLoadedBindingTarget

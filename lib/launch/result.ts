@@ -1,8 +1,9 @@
 // From what the core reports to the result that callers see: the verdict, the text, the account of what was enforced.
 
 import { constants } from 'node:os'
-import type { NativeEnded } from '#binding'
+import type { NativeEnded, NativeLimits } from '#binding'
 
+import { native } from '../binding.ts'
 import { ProcessError } from '../errors.ts'
 import type { LimitName, LimitsJSON, Network } from '../policy/types.ts'
 import { signalName } from '../signals.ts'
@@ -396,15 +397,25 @@ const inForce: { readonly withOutput: InForce; readonly withoutOutput: InForce }
   withoutOutput: new WeakMap(),
 }
 
-/** Without the limits that are none; once per policy, for most launches have no limits of their own. */
+/** Of the host, whose fork server has the same. */
+let hardLimits: NativeLimits | undefined
+
+/**
+ * Without the limits that are none, and no higher than the host may go itself; once per policy, for most launches have no limits
+ * of their own.
+ */
 const limitsInForce = (limits: LimitsJSON, unenforced: readonly LimitName[], counted: boolean): Isolation['limits'] => {
   const all = counted ? inForce.withOutput : inForce.withoutOutput
   const known = all.get(limits)
   if (known !== undefined) return known
-  const entries = Object.entries(limits).filter(
-    ([name, value]) => value !== null && !unenforced.includes(name as LimitName) && (counted || name !== 'output'),
-  )
-  const made = Object.freeze(Object.fromEntries(entries)) as Isolation['limits']
+  const hard = (hardLimits ??= native().hardLimits())
+  const made: { [K in LimitName]?: number } = {}
+  for (const name of Object.keys(limits) as LimitName[]) {
+    const value = limits[name]
+    if (value === null || unenforced.includes(name) || (name === 'output' && !counted)) continue
+    made[name] = name === 'output' ? value : Math.min(value, hard[name] ?? Infinity)
+  }
+  Object.freeze(made)
   all.set(limits, made)
   return made
 }

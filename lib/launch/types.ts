@@ -328,7 +328,7 @@ export interface Isolation {
   readonly capabilities: 'none' | 'inherited'
   /**
    * The limits in force: bytes and milliseconds. A limit that is not there is none; `output` is there where stdout or stderr
-   * comes through the host.
+   * comes through the host. One of each process is no higher than the host's own hard limit (`ulimit -H`), which nobody can raise.
    */
   readonly limits: { readonly [K in LimitName]?: number }
   /**

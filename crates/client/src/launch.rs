@@ -24,7 +24,7 @@ use crate::server::Questions;
 use crate::symbolizer::Crash;
 use crate::syscall::Supervision;
 
-pub use isolation::{Isolation, Landlock, NAMESPACES};
+pub use isolation::{Isolation, Landlock, NAMESPACES, hard_limits};
 pub(crate) use request::tighten;
 pub use request::{BindRequest, LaunchRequest, Launched};
 pub(crate) use result::killed_message;

@@ -54,6 +54,7 @@ pub use ids::DEFAULT_HOST_ID;
 pub use image::OVERRIDE;
 pub use launch::{
     BindRequest, Ended, Ending, Isolation, Landlock, LaunchRequest, Launched, Limit, NAMESPACES, Usage,
+    hard_limits,
 };
 pub use nestbox_policy::Issue;
 pub use nestbox_protocol::{LaunchFile, Limits, Step};

@@ -91,7 +91,7 @@ pub struct NativeOutputRequest {
 }
 
 /// Limits that a launch tightens, or that change while it runs; then `Infinity` lifts the wall time or the CPU time.
-#[napi(object, object_to_js = false)]
+#[napi(object)]
 #[derive(Default)]
 pub struct NativeLimits {
     pub wall_time: Option<f64>,
@@ -150,6 +150,22 @@ fn extra(pair: &[i32]) -> Option<(u32, Extra)> {
     let [number, fd] = *pair else { return None };
     let number = u32::try_from(number).ok()?;
     Some((number, if fd == STREAM { Extra::Stream } else { Extra::Fd(fd) }))
+}
+
+/// What the limits of each process are at most on this host.
+#[napi(catch_unwind)]
+pub fn hard_limits() -> NativeLimits {
+    let hard = nestbox_client::hard_limits();
+    let number = |limit: Option<u64>| limit.map(|limit| limit as f64);
+    NativeLimits {
+        processes: number(hard.processes),
+        open_files: number(hard.open_files),
+        file_size: number(hard.file_size),
+        stack: number(hard.stack),
+        core: number(hard.core),
+        address_space_per_process: number(hard.address_space_per_process),
+        ..NativeLimits::default()
+    }
 }
 
 impl NativeLimits {

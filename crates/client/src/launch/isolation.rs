@@ -1,6 +1,7 @@
 //! What a launch was kept in, as its result tells it.
 
-use nestbox_protocol as protocol;
+use nestbox_protocol::{self as protocol, Limits};
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 /// What Landlock enforced, beside the rules for files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,25 @@ pub struct Isolation {
     pub filter: &'static str,
     /// What Landlock added, if the kernel has it.
     pub landlock: Option<Landlock>,
+}
+
+/// What the limits of each process are at most: the hard ones of this process, which all that it starts inherits. A policy's limit
+/// above one of them is as good as that.
+#[must_use]
+pub fn hard_limits() -> Limits {
+    let hard = |resource| {
+        // What can't be looked up is not known to be less than what was asked for.
+        getrlimit(resource).ok().map(|(_, hard)| hard).filter(|&hard| hard != RLIM_INFINITY)
+    };
+    Limits {
+        processes: hard(Resource::RLIMIT_NPROC),
+        open_files: hard(Resource::RLIMIT_NOFILE),
+        file_size: hard(Resource::RLIMIT_FSIZE),
+        stack: hard(Resource::RLIMIT_STACK),
+        core: hard(Resource::RLIMIT_CORE),
+        address_space_per_process: hard(Resource::RLIMIT_AS),
+        ..Limits::default()
+    }
 }
 
 /// The namespaces and their names, in the order in which they are listed.
