@@ -130,6 +130,15 @@ test('a missing source makes launches fail, and says what to do', async (t) => {
   t.is((await sandbox.run('ls', ['/data'])).stdout, '')
 })
 
+test("a launch's bind of a missing source is not told to be optional, which it can't be", async (t) => {
+  const missing = path.join(scratch(t), 'missing')
+  const sandbox = await Sandbox.create(policy('host-system').mountPoint('/in'))
+  const error = await t.throwsAsync(sandbox.run('true', [], { binds: { '/in': missing } }), { instanceOf: SpawnError })
+  t.like(error, { errnoName: 'ENOENT', step: 'open-bind-source', path: missing })
+  t.regex(error?.hint ?? '', /correct the launch's binds/)
+  t.notRegex(error?.hint ?? '', /optional/)
+})
+
 test('an optional one is left out, and the result says so', async (t) => {
   const missing = path.join(scratch(t), 'missing')
   const sandbox = await Sandbox.create(policy('host-system').bind(missing, '/data', { optional: true }))

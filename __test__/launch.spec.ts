@@ -74,7 +74,14 @@ test('the longest argument that the kernel takes', async (t) => {
   t.is(stdoutBytes, '/probe'.length + 'args'.length + longest.length + 3)
   const error = await t.throwsAsync(sandbox.run('/probe', ['args', `${longest}x`]), { instanceOf: ExecError })
   t.is(error?.errnoName, 'E2BIG')
-  t.regex(error?.hint ?? '', /larger than the kernel takes/)
+  t.regex(error?.message ?? '', /one argument or variable.*128 KiB/)
+  const variable = await t.throwsAsync(sandbox.run('/probe', ['args'], { env: { LONG: longest } }))
+  t.regex(variable?.message ?? '', /one argument or variable.*128 KiB/)
+  // None of which is too long, and all of them are.
+  const many = Array.from({ length: 100 }, () => longest)
+  const together = await t.throwsAsync(sandbox.run('/probe', ['args', ...many]), { instanceOf: ExecError })
+  t.is(together?.errnoName, 'E2BIG')
+  t.regex(together?.hint ?? '', /together are larger than the kernel takes/)
 })
 
 test('arguments and environment of more than a megabyte', async (t) => {
@@ -279,7 +286,7 @@ test('a file larger than the disk does not fit, and says so', async (t) => {
     run('true', [], { files: { '/tmp/x': new Uint8Array(200_000) }, limits: { disk: '64KiB' } }),
     { instanceOf: SpawnError },
   )
-  t.is(error?.errnoName, 'ENOSPC')
+  t.like(error, { errnoName: 'ENOSPC', syscall: 'write', step: 'write-launch-file', path: '/tmp/x' })
   t.regex(error?.hint ?? '', /limits\.disk/)
 })
 

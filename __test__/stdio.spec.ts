@@ -19,7 +19,7 @@ import { Readable } from 'node:stream'
 
 import test from 'ava'
 
-import { AbortError, ForkServer, learn, policy, RequestError, run, Sandbox, SpawnError } from '../index.ts'
+import { AbortError, ForkServer, learn, policy, RequestError, run, Sandbox, SpawnError, unsandboxed } from '../index.ts'
 import { delay, openDescriptors, scratch, until } from './helpers.ts'
 import { sh, withProbe } from './inside.ts'
 import { descriptors } from './invariants/support.ts'
@@ -214,6 +214,22 @@ test('a FIFO that a program left in the place of a file is refused, and nobody w
   await t.throwsAsync(run('true', [], { stderr: { file, append: true } }), { message: /it is a FIFO/ })
   t.is((await run('cat', [], { stdin: { fd } })).stdout, '', 'unless the caller has opened it')
   closeSync(fd)
+})
+
+test('a directory is refused as a file, by its name', async (t) => {
+  const file = scratch(t)
+  for (const launcher of [{ run }, unsandboxed]) {
+    // oxlint-disable-next-line no-await-in-loop
+    const error = await t.throwsAsync(launcher.run('cat', [], { stdin: { file }, env: {} }), { instanceOf: SpawnError })
+    t.like(error, { step: 'open-stdio', path: file, hint: 'Name a file in it' })
+    t.regex(error?.message ?? '', /it is a directory/)
+  }
+})
+
+test('a descriptor that is not open is said to be none, and nothing of limits', async (t) => {
+  const error = await t.throwsAsync(run('cat', [], { stdin: { fd: 9999 } }), { instanceOf: RequestError })
+  t.regex(error?.message ?? '', /fd 9999 \(for fd 0\).*EBADF.*not open in this process/)
+  t.notRegex(error?.message ?? '', /ulimit/)
 })
 
 test('a file and a device block, as a program expects', async (t) => {

@@ -256,7 +256,9 @@ export class Flight implements Listener, Boarding {
       const fd = await openAtOnce(source)
       this.#opened.set(source, fd)
       const stat = fstatSync(fd)
-      if (stat.isFIFO()) throw fifoError(source)
+      if (stat.isFIFO()) throw notPassed(source, 'a FIFO', FIFO_HINT)
+      // For reading, the kernel opens one. A program could walk through it, out of its sandbox.
+      if (stat.isDirectory()) throw notPassed(source, 'a directory', 'Name a file in it')
       native().setBlocking(fd)
       if (source.truncate && stat.isFile() && stat.size > 0) full.set(source, fd)
     }
@@ -274,7 +276,7 @@ export class Flight implements Listener, Boarding {
       const fd = 'file' in source ? (this.#opened.get(source) ?? -1) : source.fd
       if (fd < 0) throw requestError('The launch passes a FileHandle', ['stdio', targets[0] ?? 0], 'It is closed')
       for (const target of targets) putDescriptor(message, target, fd)
-      // A file handle is passed as any open descriptor; what was opened here may still be a directory.
+      // A file handle is passed as any open descriptor.
       if (!this.request.message.checkFds) mustBeSafe(fd, targets[0] ?? 0)
     }
     return message
@@ -590,11 +592,15 @@ const openError = (file: string, error: NodeJS.ErrnoException, syscall: 'open' |
 
 const FIFO_HINT = 'If it is a FIFO that you mean, open it yourself and pass { fd }'
 
-const fifoError = ({ file }: OpenFile): NestboxError =>
-  new SpawnError(
-    `The host file ${file} was not passed: it is a FIFO. It failed at the step 'open-stdio'. ${FIFO_HINT}.`,
-    { errno: 0, errnoName: '', syscall: '', step: 'open-stdio', path: file, hint: FIFO_HINT },
-  )
+const notPassed = ({ file }: OpenFile, what: string, hint: string): NestboxError =>
+  new SpawnError(`The host file ${file} was not passed: it is ${what}. It failed at the step 'open-stdio'. ${hint}.`, {
+    errno: 0,
+    errnoName: '',
+    syscall: '',
+    step: 'open-stdio',
+    path: file,
+    hint,
+  })
 
 /** @throws `RequestError`, if the whole of a caller's stream can't be had from it */
 export const mustGiveInput = (input: Readable): void => {

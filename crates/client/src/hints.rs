@@ -65,10 +65,9 @@ fn lacks_ids(failure: &Failure) -> bool {
 /// Which property of this system a failure is due to, if it is.
 pub(crate) fn blocker(failure: &Failure, facts: impl FnOnce() -> Facts) -> Option<Blocker> {
     Some(match (failure.step, failure.errno) {
-        // dup3(2) to a number beyond the limit.
-        (_, Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS) | (Step::MapFds, Errno::EBADF) => {
-            Blocker::OpenFilesLimit
-        }
+        (_, Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS) => Blocker::OpenFilesLimit,
+        // To a number beyond the limit.
+        (Step::MapFds, Errno::EBADF) if failure.syscall == "dup3" => Blocker::OpenFilesLimit,
         (Step::StartForkserver, Errno::EACCES | Errno::EPERM) => {
             return facts().memfd_noexec.is_some_and(|level| level > 0).then_some(Blocker::MemfdNoexec);
         }
@@ -112,6 +111,7 @@ pub(crate) fn hint(failure: &Failure, facts: impl Fn() -> Facts) -> Option<Strin
     let path = failure.path.as_deref().unwrap_or("it");
     Some(match (failure.step, failure.errno) {
         (Step::StartForkserver, errno) => return start_hint(errno),
+        (Step::MapFds, Errno::EBADF) => "it is not open in this process: pass a descriptor that is".into(),
         _ if lacks_ids(failure) => "give this process CAP_SETUID and CAP_SETGID, or run it as another user".into(),
         (Step::MountTemplateProc | Step::MountProc, Errno::EPERM) => {
             "the kernel gives no fresh /proc to who sees none that is complete (\"mount too revealing\"): use \
@@ -208,6 +208,11 @@ fn exec_hint(failure: &Failure, errno: Errno) -> Option<String> {
         Errno::ENOEXEC => {
             format!("{path} has no format that this machine executes; a script needs a `#!` line")
         }
+        Errno::E2BIG if failure.detail.is_some() => {
+            "the kernel takes at most 128 KiB (32 pages) of each, with the NUL at its end: hand over what is longer as \
+             `input`, or as one of `files`"
+                .into()
+        }
         Errno::E2BIG => "arguments and environment together are larger than the kernel takes".into(),
         _ => return None,
     })
@@ -247,7 +252,7 @@ mod tests {
         let none = Facts::default();
         assert!(of(Step::CloneInit, Errno::ENOSPC, &none).contains("max_*_namespaces"));
         assert!(of(Step::CloneInit, Errno::EMFILE, &none).contains("ulimit -n"));
-        assert!(of(Step::MapFds, Errno::EBADF, &none).contains("ulimit -n"));
+        assert!(of(Step::MapFds, Errno::EBADF, &none).contains("not open in this process"));
         assert!(of(Step::CloneInit, Errno::EAGAIN, &none).contains("ulimit -u"));
         assert!(of(Step::OpenBindSource, Errno::ENOENT, &none).contains("/x is not there"));
         assert!(of(Step::OpenOutputTarget, Errno::ENOENT, &none).contains("the directory of /x"));
@@ -270,7 +275,8 @@ mod tests {
             assert_eq!(of(Step::ChangeDirectory, errno), "there is no directory /x on the host: correct cwd");
         }
         assert!(of(Step::ChangeDirectory, Errno::EACCES).contains("may not enter /x"));
-        assert!(of(Step::MapFds, Errno::EBADF).contains("ulimit -n"));
+        let beyond = Failure::system(Code::Spawn, Step::MapFds, "dup3", Errno::EBADF);
+        assert!(advise_outside(beyond).hint.is_some_and(|hint| hint.contains("ulimit -n")));
     }
 
     #[test]
@@ -280,5 +286,9 @@ mod tests {
         assert!(inside.contains("has no /nonexistent/x"));
         let host = hint(&missing.on("/proc/self/exe"), Facts::default).expect("a hint");
         assert!(host.contains("interpreter"));
+        let large = Failure::system(Code::Exec, Step::Exec, "execve", Errno::E2BIG);
+        assert!(hint(&large, Facts::default).is_some_and(|hint| hint.contains("together")));
+        let one = large.because("one is too long");
+        assert!(hint(&one, Facts::default).is_some_and(|hint| hint.contains("128 KiB")));
     }
 }

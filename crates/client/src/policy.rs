@@ -132,7 +132,15 @@ fn source(bind: &BindRequest) -> Result<fs::Metadata, Failure> {
     }
     fs::metadata(&bind.source).map_err(|error| {
         let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
-        Failure::system(Code::Spawn, Step::OpenBindSource, "stat", errno).on(&*bind.source)
+        let failure = Failure::system(Code::Spawn, Step::OpenBindSource, "stat", errno).on(&*bind.source);
+        match errno {
+            // Not the policy's, which could be optional.
+            Errno::ENOENT => {
+                let hint = format!("{} is not there on the host: correct the launch's binds", bind.source);
+                failure.advise(hint)
+            }
+            _ => failure,
+        }
     })
 }
 

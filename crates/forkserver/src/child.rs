@@ -381,9 +381,11 @@ fn install(child: &mut Child<'_>) -> Result<(), Fault<'static>> {
 /// Executes the program; comes back only with the reason why not. Among several candidates the first errno that says
 /// more than "not here" counts, as in execvp(3).
 fn execute<'a>(launch: &'a Prepared<'_>) -> Result<Infallible, Fault<'a>> {
-    let exec_fault = |errno, syscall, detail| Fault {
-        exec: true,
-        ..Fault::new(Step::Exec, errno, syscall, launch.file).detail(detail)
+    let exec_fault = |errno, syscall, detail| {
+        let oversized = errno == Errno::E2BIG && launch.has_oversized_string();
+        let detail =
+            if oversized { "one argument or variable is longer than the kernel takes any" } else { detail };
+        Fault { exec: true, ..Fault::new(Step::Exec, errno, syscall, launch.file).detail(detail) }
     };
     match &launch.program {
         Program::Fd(fd) => {

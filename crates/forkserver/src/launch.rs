@@ -15,6 +15,7 @@ use prost::bytes::Bytes;
 use crate::fault::Fault;
 use crate::report::OUTPUTS_MAX;
 use crate::source::c_path;
+use crate::stack::page_size;
 
 /// Who the sandboxee is. `outer_*` are ids as U0 calls them: under a root host, whose U0 has the identity map, the
 /// host's; under an unprivileged one 0, which is the caller.
@@ -73,7 +74,7 @@ pub(crate) struct Prepared<'a> {
     argv: Vec<*const c_char>,
     envp: Vec<*const c_char>,
     /// Keeps what `argv` and `envp` point to.
-    _strings: Vec<CString>,
+    strings: Vec<CString>,
     pub(crate) cwd: CString,
     /// (fd as received, number in the sandboxee).
     pub(crate) fds: Vec<(RawFd, RawFd)>,
@@ -167,7 +168,7 @@ impl<'a> Prepared<'a> {
             file: &request.file,
             argv,
             envp,
-            _strings: strings,
+            strings,
             kept: kept(&mapped, exec),
             staging: staging(&mapped, exec),
             cwd: string(if request.cwd.is_empty() { b"/" } else { &request.cwd })?,
@@ -196,6 +197,12 @@ impl<'a> Prepared<'a> {
     /// The argument vector, as execve(2) wants it.
     pub(crate) fn argv(&self) -> *const *const c_char {
         self.argv.as_ptr()
+    }
+
+    /// Whether execve(2) refuses one argument or variable for its length alone: `MAX_ARG_STRLEN`, 32 pages with the NUL.
+    pub(crate) fn has_oversized_string(&self) -> bool {
+        let most = 32 * page_size();
+        self.strings.iter().any(|string| string.as_bytes_with_nul().len() > most)
     }
 
     /// The environment, as execve(2) wants it.

@@ -279,10 +279,8 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
                 make_directory(path, *mode, ids).at(Step::CreateDirectory, "mkdirat", path.to_bytes())?;
             }
             NestStep::File { path, content, mode } => {
-                write_new_file(libc::AT_FDCWD, below_root(path), content, *mode, ids).at(
-                    Step::WriteFile,
-                    "openat2",
-                    path.to_bytes(),
+                write_new_file(libc::AT_FDCWD, below_root(path), content, *mode, ids).map_err(
+                    |(errno, syscall)| Fault::new(Step::WriteFile, errno, syscall, path.to_bytes()),
                 )?;
             }
             NestStep::Symlink { path, points_to } => {

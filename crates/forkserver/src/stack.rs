@@ -27,7 +27,8 @@ pub(crate) fn map() -> Result<*mut c_void, Errno> {
     Ok(low.wrapping_byte_add(SIZE))
 }
 
-fn page_size() -> usize {
+/// The machine's.
+pub(crate) fn page_size() -> usize {
     // SAFETY: takes a number. The C library has it from the kernel: getauxval(3).
     let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     usize::try_from(size).unwrap_or(SIZE)

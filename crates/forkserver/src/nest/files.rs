@@ -32,7 +32,7 @@ pub(super) fn write_private_file<'a>(
         let name = component(name, &mut room).at(step, "openat2", file.path)?;
         if names.peek().is_none() {
             return write_new_file(directory.as_raw_fd(), name, file.content, file.mode, launch.ids)
-                .at(step, "openat2", file.path);
+                .map_err(|(errno, syscall)| Fault::new(step, errno, syscall, file.path));
         }
         directory = match open_at(directory.as_raw_fd(), name, DIRECTORY, 0, WITHOUT_LINKS) {
             Err(Errno::ENOENT) => {
@@ -95,6 +95,9 @@ pub(super) fn make_directory(path: &CStr, mode: u32, ids: Ids) -> Result<(), Err
     unsafe { nestbox_sys::syscall!(libc::SYS_fchmodat, libc::AT_FDCWD, path.as_ptr(), mode) }.map(drop)
 }
 
+/// One of several calls, and what it said.
+type Failed = (Errno, &'static str);
+
 /// Creates and writes a file of the sandboxee's, at a path below a directory.
 pub(super) fn write_new_file(
     directory: RawFd,
@@ -102,12 +105,16 @@ pub(super) fn write_new_file(
     content: &[u8],
     mode: u32,
     ids: Ids,
-) -> Result<(), Errno> {
+) -> Result<(), Failed> {
+    let in_call = |syscall| move |errno| (errno, syscall);
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
-    let file = open_at(directory, path, flags, 0o600, WITHOUT_LINKS)?;
-    write_all(file.as_fd(), content)?;
+    let file = open_at(directory, path, flags, 0o600, WITHOUT_LINKS).map_err(in_call("openat2"))?;
+    write_all(file.as_fd(), content).map_err(in_call("write"))?;
     // SAFETY: numbers only.
-    unsafe { nestbox_sys::syscall!(libc::SYS_fchown, file.as_raw_fd(), ids.outer_uid, ids.outer_gid) }?;
+    unsafe { nestbox_sys::syscall!(libc::SYS_fchown, file.as_raw_fd(), ids.outer_uid, ids.outer_gid) }
+        .map_err(in_call("fchown"))?;
     // SAFETY: numbers only.
-    unsafe { nestbox_sys::syscall!(libc::SYS_fchmod, file.as_raw_fd(), mode) }.map(drop)
+    unsafe { nestbox_sys::syscall!(libc::SYS_fchmod, file.as_raw_fd(), mode) }
+        .map_err(in_call("fchmod"))
+        .map(drop)
 }
