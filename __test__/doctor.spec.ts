@@ -81,6 +81,7 @@ test('this system', async (t) => {
   t.regex(checkOf(report, 'id-maps')?.value ?? '', isRoot ? /every id|one id/ : /one id/)
   t.is(checkOf(report, 'launch')?.value, 'user, mnt, pid, net, ipc, uts, cgroup')
   t.is(report.settings['user.max_user_namespaces'], readFileSync('/proc/sys/user/max_user_namespaces', 'utf8').trim())
+  t.is(checkOf(report, 'capabilities')?.value, isRoot ? 'all that root needs' : 'none is needed')
   t.deepEqual(JSON.parse(JSON.stringify(report)), report)
 })
 

@@ -1,10 +1,10 @@
-// What a host is, and its sandboxees are not: in a real-time class, or a root that can not give ids.
+// What a host is, and its sandboxees are not: in a real-time class, or a root that lacks what a root host needs.
 
 import { execFileSync } from 'node:child_process'
 
-import test from 'ava'
+import test, { type ExecutionContext } from 'ava'
 
-import { run } from '../index.ts'
+import { type DoctorReport, run, type SpawnError } from '../index.ts'
 import { have, isRoot } from './helpers.ts'
 import { root } from './invariants/support.ts'
 
@@ -37,11 +37,67 @@ asRoot('a host in a real-time class passes it on to nobody', (t) => {
   t.is(printed(['chrt', '-r', '1'], 'python3', ['-c', SCHEDULING]), '0 0 0')
 })
 
-asRoot('a root that can give no ids is told so, and its own is given to nobody', (t) => {
-  const trimmed = ['setpriv', '--bounding-set=-setuid', '--inh-caps=-all']
-  const told = printed(trimmed, 'id', ['-u'])
-  t.regex(told, /'create-initial-namespaces'.*EPERM.*a root without CAP_SETUID/)
-  t.regex(told, /Hint: give this process CAP_SETUID and CAP_SETGID/)
+/** Runs a command as a root without some capabilities, as `docker run --cap-drop` does. */
+const without = (...capabilities: readonly string[]): string[] => [
+  'setpriv',
+  `--bounding-set=${capabilities.map((name) => `-${name}`).join(',')}`,
+  '--inh-caps=-all',
+]
+
+const lacks = async (t: ExecutionContext, missing: readonly string[], dropped: readonly string[]): Promise<void> => {
+  const told = printed(without(...dropped), 'id', ['-u'])
+  t.regex(told, /EPERM/)
+  const [, hint = ''] = told.split(' Hint: ')
+  for (const name of ['CAP_CHOWN', 'CAP_SETGID', 'CAP_SETUID', 'CAP_SETPCAP', 'CAP_SETFCAP']) {
+    t.is(hint.includes(name), missing.includes(name), `${name}: ${hint}`)
+  }
+  t.regex(hint, /an ordinary user/)
+  const report = JSON.parse(
+    output(without(...dropped), `import { doctor } from './index.ts'; console.log(JSON.stringify(await doctor()))`),
+  ) as DoctorReport
+  t.false(report.ok)
+  const check = report.checks.find(({ status, required }) => status === 'failed' && required)
+  t.like(check, { name: 'capabilities', blocker: 'missing-capabilities', error: { hint } })
+  t.like(
+    report.blockers.find(({ required }) => required),
+    { name: 'missing-capabilities', hint, required: true },
+  )
+  t.like(report.checks.at(-1), { name: 'launch', status: 'failed', blocker: 'missing-capabilities' })
+}
+
+for (const name of ['chown', 'setgid', 'setuid', 'setpcap', 'setfcap']) {
+  const capability = `CAP_${name.toUpperCase()}`
+  asRoot(`a root without ${capability} is told so, by errors and by the doctor`, (t) => lacks(t, [capability], [name]))
+}
+
+asRoot('a root without any capability is told of all that it needs', (t) =>
+  lacks(t, ['CAP_CHOWN', 'CAP_SETGID', 'CAP_SETUID', 'CAP_SETPCAP', 'CAP_SETFCAP'], ['all']),
+)
+
+asRoot('a root that can give no ids gives its own to nobody', (t) => {
+  t.regex(printed(without('setuid'), 'id', ['-u']), /'create-initial-namespaces'.*EPERM.*a root without CAP_SETUID/)
+})
+
+asRoot('a root needs no more than these, and an ordinary user none', (t) => {
+  const keep = 'setpriv --bounding-set=-all,+chown,+setgid,+setuid,+setpcap,+setfcap --inh-caps=-all'.split(' ')
+  t.is(printed(keep, 'echo', ['works']), 'works')
+  const user = 'setpriv --bounding-set=-all --inh-caps=-all --reuid=65534 --regid=65534 --clear-groups'.split(' ')
+  t.is(printed(user, 'echo', ['works']), 'works')
+})
+
+asRoot('a host that gave up its rights after its first launch is told when to', (t) => {
+  const told = output(
+    ['env'],
+    `import { run } from './index.ts'
+    await run('true')
+    process.setgid(65534)
+    process.setuid(65534)
+    console.log(await run('true').then(() => 'ran', (error) => JSON.stringify({ ...error, message: error.message })))`,
+  )
+  const error = JSON.parse(told) as SpawnError
+  t.like(error, { step: 'map-fds', syscall: 'fchown', errnoName: 'EPERM' })
+  t.regex(error.path ?? '', /pipe/)
+  t.regex(error.hint ?? '', /before the first launch.*process\.setuid\(\)/)
 })
 
 test('of the pseudo-terminals of the machine a sandboxee gets some', async (t) => {

@@ -4,7 +4,10 @@
 //! manifests), which `nestbox doctor` prints ([`crate::doctor`]). [`Facts`] are what this host's files say; they decide
 //! between causes that look alike. A cause is named only where the facts show it.
 
+use std::borrow::Cow;
 use std::fs;
+
+use crate::capabilities::Capabilities;
 
 /// What this host says about itself, as far as failures depend on it. `None`: the file is not there.
 #[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
@@ -28,6 +31,8 @@ pub(crate) struct Facts {
     pub(crate) proc_is_masked: bool,
     /// The caller is root.
     pub(crate) root: bool,
+    /// And lacks these, which it needs.
+    pub(crate) lacking: Option<Capabilities>,
 }
 
 fn number(path: &str) -> Option<u64> {
@@ -44,6 +49,7 @@ impl Facts {
             .is_some_and(|mode| mode.trim() != "0");
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let init = fs::read_to_string("/proc/1/mountinfo").ok();
+        let root = nix::unistd::geteuid().is_root();
         Self {
             apparmor_restricts_userns: number("/proc/sys/kernel/apparmor_restrict_unprivileged_userns"),
             unprivileged_userns_clone: number("/proc/sys/kernel/unprivileged_userns_clone"),
@@ -53,7 +59,8 @@ impl Facts {
             seccomp_refuses: false,
             chrooted: is_chrooted(&mounts, init.as_deref()),
             proc_is_masked: mount_points(&mounts).any(|path| path.starts_with("/proc/")),
-            root: nix::unistd::geteuid().is_root(),
+            root,
+            lacking: Capabilities::missing(&status, root),
         }
     }
 }
@@ -106,7 +113,9 @@ pub enum Blocker {
     Seccomp,
     /// Parts of `/proc` are covered by other mounts.
     MaskedProc,
-    /// A security module, or a missing capability: nothing says which.
+    /// A root that lacks what a root host needs.
+    MissingCapabilities(Capabilities),
+    /// A security module, or something like it: nothing says which.
     SecurityModule,
     /// `vm.memfd_noexec`, or something like it.
     MemfdNoexec,
@@ -159,6 +168,7 @@ impl Blocker {
             Self::AppArmorUserns => "apparmor-userns",
             Self::Seccomp => "seccomp",
             Self::MaskedProc => "masked-proc",
+            Self::MissingCapabilities(_) => "missing-capabilities",
             Self::SecurityModule => "security-module",
             Self::MemfdNoexec => "memfd-noexec",
             Self::ProcessLimit => "process-limit",
@@ -171,8 +181,8 @@ impl Blocker {
 
     /// What is wrong and what to do, in one sentence: the hint of an error.
     #[must_use]
-    pub fn hint(self) -> &'static str {
-        match self {
+    pub fn hint(self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::Chroot => {
                 "this process is chrooted, and the kernel gives no user namespace to a chrooted process: use pivot_root \
                  or a mount namespace instead of chroot"
@@ -202,9 +212,14 @@ impl Blocker {
                 "parts of /proc are covered by other mounts here, as in a container (\"mount too revealing\"): use \
                  proc('none') in the policy, or run the container with `--security-opt systempaths=unconfined`"
             }
+            Self::MissingCapabilities(lacking) => {
+                return Cow::Owned(format!(
+                    "this process is root without {lacking}: give it what it lacks, or run it as an ordinary user, who \
+                     needs no capability; `npx nestbox doctor` prints how"
+                ));
+            }
             Self::SecurityModule => {
-                "the system refuses namespaces to this user; look for a security module (SELinux, AppArmor) or a missing \
-                 CAP_SYS_ADMIN"
+                "the system refuses namespaces to this user; look for a security module (SELinux, AppArmor)"
             }
             Self::MemfdNoexec => {
                 "vm.memfd_noexec forbids executing the embedded fork server, and no temporary directory is executable: \
@@ -224,7 +239,7 @@ impl Blocker {
             Self::NoLandlock => {
                 "the kernel has no Landlock: it needs Linux 5.19, CONFIG_SECURITY_LANDLOCK and `landlock` in `lsm=`"
             }
-        }
+        })
     }
 
     /// Whole remedies, the best one first.
@@ -254,6 +269,7 @@ impl Blocker {
             Self::AppArmorUserns => APPARMOR,
             Self::Seccomp => CONTAINER,
             Self::MaskedProc => MASKED_PROC,
+            Self::MissingCapabilities(_) => CAPABILITIES,
             Self::SecurityModule => &[Fix {
                 title: "Look at what was refused",
                 text: "dmesg | grep -i -e apparmor -e 'avc: *denied'\nausearch -m avc -ts recent   # SELinux",
@@ -334,6 +350,29 @@ const CONTAINER: &[Fix] = &[
                \x20 seccompProfile: { type: Unconfined }    # or Localhost, with the profile above\n\
                \x20 appArmorProfile: { type: Unconfined }\n\
                \x20 procMount: Unmasked                     # needs hostUsers: false in the pod; not for proc('none')",
+    },
+];
+
+/// All that a root host needs, whichever of them it lacks.
+const CAPABILITIES: &[Fix] = &[
+    Fix {
+        title: "Run it as an ordinary user, who needs none",
+        text: "docker run --user 1000:1000 ...    # systemd: User=; Kubernetes: runAsUser and runAsGroup",
+    },
+    Fix {
+        title: "Docker and Podman: give root what it needs",
+        text: "docker run --cap-drop=ALL --cap-add=CHOWN --cap-add=SETGID --cap-add=SETUID --cap-add=SETPCAP \
+               --cap-add=SETFCAP ...\n\
+               # and --cap-add=SYS_ADMIN for policies with writable binds",
+    },
+    Fix {
+        title: "The same for a service",
+        text: "[Service]\nCapabilityBoundingSet=CAP_CHOWN CAP_SETGID CAP_SETUID CAP_SETPCAP CAP_SETFCAP",
+    },
+    Fix {
+        title: "Kubernetes: the container's securityContext",
+        text: "securityContext:\n\
+               \x20 capabilities: { drop: [ALL], add: [CHOWN, SETGID, SETUID, SETPCAP, SETFCAP] }",
     },
 ];
 

@@ -64,8 +64,8 @@ pub fn diagnose(image: &'static [u8]) -> Diagnosis {
 }
 
 fn diagnose_by(image: &Image) -> Diagnosis {
-    let mut checks = Vec::new();
     let mut facts = Facts::gather();
+    let mut checks = vec![capabilities(&facts)];
     let told = examine(image, &mut checks);
     facts.seccomp_refuses = told.iter().any(|probe| probe.name == "system-calls" && probe.failure.is_some());
     for check in &mut checks {
@@ -73,6 +73,21 @@ fn diagnose_by(image: &Image) -> Diagnosis {
     }
     checks.extend(told.into_iter().map(|probe| understand(probe, &facts)));
     Diagnosis { checks, settings: settings() }
+}
+
+/// What every launch of a root needs. Not tried, for the host's own process would have to try it.
+fn capabilities(facts: &Facts) -> Check {
+    let outcome = match facts.lacking {
+        None if facts.root => Outcome::Works("all that root needs".into()),
+        None => Outcome::Works("none is needed".into()),
+        Some(missing) => {
+            let blocker = Blocker::MissingCapabilities(missing);
+            let failure = Failure::fact(Code::Spawn, Step::Unspecified, format!("root without {missing}"))
+                .advise(blocker.hint());
+            Outcome::Fails(failure, Some(blocker))
+        }
+    };
+    Check { name: "capabilities".into(), required: true, outcome }
 }
 
 /// Has the executable try everything. What starting it tells goes to `checks`.
@@ -168,7 +183,7 @@ fn understand(probe: Probe, facts: &Facts) -> Check {
 /// Adds the cause, and the hint that an error of a launch would have.
 fn explain(outcome: &mut Outcome, facts: &Facts) {
     if let Outcome::Fails(failure, blocker) = outcome {
-        *blocker = hints::blocker(failure, || facts.clone());
+        *blocker = blocker.or_else(|| hints::blocker(failure, || facts.clone()));
         if failure.hint.is_none() {
             failure.hint = hints::hint(failure, || facts.clone());
         }
@@ -263,10 +278,10 @@ mod tests {
     #[test]
     fn there_is_always_a_diagnosis() {
         let none = diagnose_by(&Image::Embedded(&[]));
-        let [check] = &none.checks[..] else { panic!("{none:?}") };
+        let [_, check] = &none.checks[..] else { panic!("{none:?}") };
         assert_eq!((check.name.as_str(), check.required), ("start-forkserver", true));
         let missing = diagnose_by(&Image::Path("/nonexistent/forkserver".into()));
-        let [skipped, failed] = &missing.checks[..] else { panic!("{missing:?}") };
+        let [_, skipped, failed] = &missing.checks[..] else { panic!("{missing:?}") };
         assert!(matches!(skipped.outcome, Outcome::Skipped(_)));
         let Outcome::Fails(failure, None) = &failed.outcome else { panic!("{failed:?}") };
         assert_eq!(failure.errno, Errno::ENOENT);

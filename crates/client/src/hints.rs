@@ -57,13 +57,25 @@ fn mounts_initially(step: Step) -> bool {
     matches!(step, Step::MountInitialRoot | Step::PivotRoot | Step::MountRoot)
 }
 
-/// Whether it is a root that may not give ids.
-fn lacks_ids(failure: &Failure) -> bool {
-    failure.step == Step::CreateInitialNamespaces && failure.syscall == "setresuid"
+/// Whether it is a call for which the kernel asks a root for a capability, and which an ordinary user does not make, or not for other
+/// ids than its own.
+fn needs_capability(failure: &Failure) -> bool {
+    failure.errno == Errno::EPERM
+        && matches!(
+            (failure.step, failure.syscall.as_str()),
+            (Step::WriteInitialIdMaps, _)
+                | (Step::MapFds, "fchown")
+                | (Step::CreateInitialNamespaces, "setresuid")
+        )
 }
 
 /// Which property of this system a failure is due to, if it is.
-pub(crate) fn blocker(failure: &Failure, facts: impl FnOnce() -> Facts) -> Option<Blocker> {
+pub(crate) fn blocker(failure: &Failure, facts: impl Fn() -> Facts) -> Option<Blocker> {
+    if needs_capability(failure)
+        && let Some(lacking) = facts().lacking
+    {
+        return Some(Blocker::MissingCapabilities(lacking));
+    }
     Some(match (failure.step, failure.errno) {
         (_, Errno::EMFILE | Errno::ENFILE | Errno::ETOOMANYREFS) => Blocker::OpenFilesLimit,
         // To a number beyond the limit.
@@ -76,9 +88,7 @@ pub(crate) fn blocker(failure: &Failure, facts: impl FnOnce() -> Facts) -> Optio
         (_, Errno::EAGAIN) if matches!(failure.syscall.as_str(), "clone" | "clone3" | "fork") => {
             Blocker::ProcessLimit
         }
-        (step, Errno::EPERM | Errno::EACCES)
-            if (makes_namespaces(step) || mounts_initially(step)) && !lacks_ids(failure) =>
-        {
+        (step, Errno::EPERM | Errno::EACCES) if makes_namespaces(step) || mounts_initially(step) => {
             blockers::of_namespaces(&facts())
         }
         (step, Errno::ENOSPC | Errno::EUSERS) if makes_namespaces(step) => {
@@ -106,13 +116,17 @@ pub(crate) fn blocker(failure: &Failure, facts: impl FnOnce() -> Facts) -> Optio
 /// What to do about a failure; `None` if nothing better can be said than what the failure says itself.
 pub(crate) fn hint(failure: &Failure, facts: impl Fn() -> Facts) -> Option<String> {
     if let Some(blocker) = blocker(failure, &facts) {
-        return Some(blocker.hint().to_owned());
+        return Some(blocker.hint().into_owned());
     }
     let path = failure.path.as_deref().unwrap_or("it");
     Some(match (failure.step, failure.errno) {
         (Step::StartForkserver, errno) => return start_hint(errno),
+        (Step::MapFds, Errno::EPERM) if failure.syscall == "fchown" && !facts().root => {
+            "this process was root when it launched first, and has given up rights since: do that before the first launch \
+             (process.setgid(), process.setuid())"
+                .into()
+        }
         (Step::MapFds, Errno::EBADF) => "it is not open in this process: pass a descriptor that is".into(),
-        _ if lacks_ids(failure) => "give this process CAP_SETUID and CAP_SETGID, or run it as another user".into(),
         (Step::MountTemplateProc | Step::MountProc, Errno::EPERM) => {
             "the kernel gives no fresh /proc to who sees none that is complete (\"mount too revealing\"): use \
              proc('none') in the policy, or run the container with `--security-opt systempaths=unconfined`"
@@ -187,7 +201,7 @@ fn start_hint(errno: Errno) -> Option<String> {
         }
         Errno::ENOENT => "no such fork server: correct NESTBOX_FORKSERVER or forkserverPath".into(),
         Errno::ENOEXEC => "the fork server is built for another machine".into(),
-        Errno::EAGAIN => Blocker::ProcessLimit.hint().into(),
+        Errno::EAGAIN => Blocker::ProcessLimit.hint().into_owned(),
         _ => return None,
     })
 }
@@ -226,6 +240,7 @@ fn is_on_host(path: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capabilities;
 
     fn of(step: Step, errno: Errno, facts: &Facts) -> String {
         hint(&Failure::system(Code::Spawn, step, "clone3", errno).on("/x"), || facts.clone())
@@ -277,6 +292,29 @@ mod tests {
         assert!(of(Step::ChangeDirectory, Errno::EACCES).contains("may not enter /x"));
         let beyond = Failure::system(Code::Spawn, Step::MapFds, "dup3", Errno::EBADF);
         assert!(advise_outside(beyond).hint.is_some_and(|hint| hint.contains("ulimit -n")));
+    }
+
+    #[test]
+    fn a_root_is_told_what_it_lacks() {
+        let failed = |step, syscall, facts: &Facts| {
+            let failure = Failure::system(Code::Spawn, step, syscall, Errno::EPERM);
+            hint(&failure, || facts.clone()).unwrap_or_default()
+        };
+        let lacking = Some(capabilities::tests::SOME);
+        let facts = Facts { root: true, lacking, ..Facts::default() };
+        for (step, syscall) in [
+            (Step::MapFds, "fchown"),
+            (Step::WriteInitialIdMaps, "write"),
+            (Step::CreateInitialNamespaces, "setresuid"),
+        ] {
+            let hint = failed(step, syscall, &facts);
+            assert!(hint.contains("without CAP_CHOWN (") && hint.contains("CAP_SETFCAP"), "{hint}");
+        }
+        // What needs no capability fails for another reason.
+        let refused = failed(Step::CreateInitialNamespaces, "unshare", &facts);
+        assert!(refused.contains("security module"), "{refused}");
+        let gave_up = failed(Step::MapFds, "fchown", &Facts::default());
+        assert!(gave_up.contains("before the first launch"), "{gave_up}");
     }
 
     #[test]

@@ -20,6 +20,7 @@
 
 mod admission;
 mod blockers;
+mod capabilities;
 mod capture;
 mod channel;
 mod doctor;
@@ -45,6 +46,7 @@ mod syscall;
 mod templates;
 
 pub use blockers::{Blocker, Fix};
+pub use capabilities::Capabilities;
 pub use capture::OnOverflow;
 pub use doctor::{Check, Diagnosis, Outcome, Setting, diagnose};
 pub use event::Event;

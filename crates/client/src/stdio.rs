@@ -153,11 +153,12 @@ struct Pipe {
     write: OwnedFd,
 }
 
-/// Makes a pipe. `owner`: whom it shall belong to, so that the program may open it again as `/dev/stdout`.
-fn pipe(owner: Option<(u32, u32)>) -> Result<Pipe, Failure> {
+/// Makes a pipe for fd `number`. `owner`: whom it shall belong to, so that the program may open it again as `/dev/stdout`.
+fn pipe(number: usize, owner: Option<(u32, u32)>) -> Result<Pipe, Failure> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC).map_err(failure("pipe2"))?;
     if let Some((uid, gid)) = owner {
-        fchown(&read, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(failure("fchown"))?;
+        fchown(&read, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .map_err(|errno| failure("fchown")(errno).on(format!("a pipe (for fd {number})")))?;
     }
     Ok(Pipe { read, write })
 }
@@ -197,13 +198,13 @@ pub(crate) fn wire(fds: &Fds<'_>, owner: Option<(u32, u32)>) -> Result<Wired, Fa
         Stdio::Ignore | Stdio::SameAsStdout => None,
         Stdio::Fd(fd) => Some(checked(fd, 0)?),
         Stdio::Native => {
-            let Pipe { read, write } = pipe(owner)?;
+            let Pipe { read, write } = pipe(0, owner)?;
             let write = non_blocking(write, OFlag::O_WRONLY)?;
             wired.input = Input::start(write, fds.input.unwrap_or_default());
             Some(PassedFd::Owned(read))
         }
         Stdio::Stream => {
-            let Pipe { read, write } = pipe(owner)?;
+            let Pipe { read, write } = pipe(0, owner)?;
             wired.returned.stdin = Some(non_blocking(write, OFlag::O_WRONLY)?);
             Some(PassedFd::Owned(read))
         }
@@ -224,14 +225,14 @@ pub(crate) fn wire(fds: &Fds<'_>, owner: Option<(u32, u32)>) -> Result<Wired, Fa
             Stdio::Ignore | Stdio::SameAsStdout => continue,
             Stdio::Fd(fd) => checked(fd, number as u32)?,
             Stdio::Native => {
-                let Pipe { read, write } = pipe(owner)?;
+                let Pipe { read, write } = pipe(number, owner)?;
                 let capture =
                     wired.capture.get_or_insert_with(|| Capture::new(fds.output_limit, fds.on_overflow));
                 capture.attach(stream, non_blocking(read, OFlag::O_RDONLY)?);
                 PassedFd::Owned(write)
             }
             Stdio::Stream => {
-                let Pipe { read, write } = pipe(owner)?;
+                let Pipe { read, write } = pipe(number, owner)?;
                 let ours = Some(non_blocking(read, OFlag::O_RDONLY)?);
                 match stream {
                     Stream::Stdout => wired.returned.stdout = ours,

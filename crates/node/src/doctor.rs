@@ -25,7 +25,7 @@ pub struct NativeCheck {
 #[derive(Debug)]
 pub struct NativeBlocker {
     pub name: &'static str,
-    pub hint: &'static str,
+    pub hint: String,
     pub fixes: Vec<NativeFix>,
 }
 
@@ -117,6 +117,6 @@ impl From<Check> for NativeCheck {
 impl From<Blocker> for NativeBlocker {
     fn from(blocker: Blocker) -> Self {
         let fixes = blocker.fixes().iter().map(|fix| NativeFix { title: fix.title, text: fix.text });
-        Self { name: blocker.name(), hint: blocker.hint(), fixes: fixes.collect() }
+        Self { name: blocker.name(), hint: blocker.hint().into_owned(), fixes: fixes.collect() }
     }
 }
