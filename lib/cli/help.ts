@@ -54,8 +54,6 @@ const describeLimit = (limit: string): string => {
       return 'of each main thread'
     case 'core':
       return 'of a core file; default 0'
-    case 'memory':
-      return 'of all processes together; needs a cgroup'
     default:
       return ''
   }

@@ -125,7 +125,7 @@ pub enum Blocker {
     OpenFilesLimit,
     /// The kernel lacks a system call.
     OldKernel,
-    /// No cgroup may be made here.
+    /// No cgroup that bounds memory may be made here.
     NoCgroups,
     /// The kernel has no Landlock, or it is switched off.
     NoLandlock,
@@ -233,8 +233,9 @@ impl Blocker {
             }
             Self::OldKernel => "the kernel lacks this system call: nestbox needs Linux 5.12 or newer",
             Self::NoCgroups => {
-                "no cgroup can be made here, and limits of memory need one: run in a delegated one (`systemd-run --user \
-                 --scope -p Delegate=yes`)"
+                "no cgroup can be made here, or none with the memory controller: launches need none, but the memory of \
+                 all of them together is bounded only by one around this process (`systemd-run --user --scope -p \
+                 MemoryMax=4G`)"
             }
             Self::NoLandlock => {
                 "the kernel has no Landlock: it needs Linux 5.19, CONFIG_SECURITY_LANDLOCK and `landlock` in `lsm=`"
@@ -393,13 +394,10 @@ const MASKED_PROC: &[Fix] = &[
 
 const CGROUPS: &[Fix] = &[
     Fix {
-        title: "For a service",
-        text: "[Service]\nDelegate=yes\n# and for a command: systemd-run --user --scope -p Delegate=yes node app.js",
+        title: "To bound the memory of a service and all that it launches",
+        text: "[Service]\nMemoryMax=4G\n# and for a command: systemd-run --user --scope -p MemoryMax=4G node app.js",
     },
-    Fix {
-        title: "For a container (cgroup v2)",
-        text: "docker run --cgroupns=private -v /sys/fs/cgroup:/sys/fs/cgroup:rw ...",
-    },
+    Fix { title: "The same of a container", text: "docker run --memory=4g ..." },
 ];
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Whether this process may make cgroups below its own, and with which controllers: what limits of memory need.
+//! Whether this process may make cgroups below its own, and with which controllers: what it takes to bound the memory of many
+//! processes together.
 //!
 //! The only way to know is to make one; it is empty and removed at once.
 
