@@ -37,6 +37,19 @@ asRoot('a host in a real-time class passes it on to nobody', (t) => {
   t.is(printed(['chrt', '-r', '1'], 'python3', ['-c', SCHEDULING]), '0 0 0')
 })
 
+/** Whether a sandboxee with a limit of one process could fork, and what its result says of that limit. */
+const FORKS = `
+  import { run } from './index.ts'
+  const launched = await run('sh', ['-c', '(echo forked) 2> /dev/null'], { limits: { processes: 1 } })
+  const { limits, skipped } = launched.isolation
+  console.log(launched.stdout, limits.processes, skipped.filter((name) => name.startsWith('limits')).join())`
+
+test("a limit of processes that the kernel does not keep for the machine's root is told to be none", (t) => {
+  t.is(output(['env'], FORKS), '1')
+  // Its only id is that of who made the namespace.
+  t.is(output(['unshare', '--user', '--map-root-user'], FORKS), isRoot ? 'forked undefined limits.processes' : '1')
+})
+
 /** Runs a command as a root without some capabilities, as `docker run --cap-drop` does. */
 const without = (...capabilities: readonly string[]): string[] => [
   'setpriv',

@@ -88,10 +88,21 @@ const NONE: readonly LimitName[] = Object.freeze([])
 /** Of the machine's root: its processes are not counted (`RLIMIT_NPROC` in getrlimit(2)). */
 const OF_ROOT: readonly LimitName[] = Object.freeze(['processes'])
 
-let isRoot: boolean | undefined
+type Root = 'no' | 'with-ids' | 'alone'
 
-/** Whether the host's uid 0 is the machine's. In a user namespace that says so of another user's, it is that user. */
-const isRootOfMachine = (): boolean => (isRoot ??= process.getuid?.() === 0 && /^\s*0\s+0\s/m.test(idMap()))
+let root: Root | undefined
+
+/**
+ * Whether the host is the machine's root, and then whether it has other ids to give to sandboxees. In a user namespace that says so
+ * of another user's uid 0, it is that user.
+ */
+const rootOfMachine = (): Root => (root ??= lookAtRoot())
+
+const lookAtRoot = (): Root => {
+  const map = idMap()
+  if (process.getuid?.() !== 0 || !/^\s*0\s+0\s/m.test(map)) return 'no'
+  return /^\s*0\s+0\s+1\s*$/.test(map) ? 'alone' : 'with-ids'
+}
 
 const idMap = (): string => {
   try {
@@ -130,7 +141,7 @@ export const sandboxContext = (
         }))
     },
     limits: policy.limits,
-    unenforced: () => NONE,
+    unenforced: () => (rootOfMachine() === 'alone' ? OF_ROOT : NONE),
     mountPoints,
     cwd: () => cwd,
     environment: (over) => (over === undefined ? environment : overlay(policy.env, over)),
@@ -164,7 +175,7 @@ export const unsandboxedContext: LaunchContext = Object.freeze({
   native: () => undefined,
   prepared: () => undefined,
   limits: NO_LIMITS,
-  unenforced: () => (isRootOfMachine() ? OF_ROOT : NONE),
+  unenforced: () => (rootOfMachine() === 'no' ? NONE : OF_ROOT),
   coreScheduling: false,
   speculation: 'allowed',
   mountPoints: new Set<string>(),
