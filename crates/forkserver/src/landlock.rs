@@ -16,10 +16,7 @@ use nestbox_sys::landlock::{
     self, ALL, DEVICE, EXECUTE, FILE, IOCTL_DEV, MAKE, READ, READ_FILE, REFER, SCOPE_ABSTRACT_UNIX_SOCKET,
     SCOPE_SIGNAL, TRUNCATE, WRITE_FILE,
 };
-use nestbox_sys::mount::{
-    ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, mount,
-    open_at,
-};
+use nestbox_sys::mount::{ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, RESOLVE_WITHOUT_LINKS, mount, open_at};
 
 use crate::fault::{At, Fault};
 use crate::launch::Prepared;
@@ -150,10 +147,9 @@ impl Rules {
 
     /// Adds the rules, in a nest whose mounts are there.
     pub(crate) fn fill(&self, ruleset: Ruleset) -> Result<(), Fault<'_>> {
-        let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
         for (path, access) in &self.places {
             let at = below_root(path);
-            let place = open_at(libc::AT_FDCWD, at, libc::O_PATH, 0, resolve).at(
+            let place = open_at(libc::AT_FDCWD, at, libc::O_PATH, 0, RESOLVE_WITHOUT_LINKS).at(
                 Step::MakeRuleset,
                 "openat2",
                 path.to_bytes(),

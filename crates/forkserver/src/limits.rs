@@ -59,7 +59,7 @@ impl Changes {
     }
 
     /// Whether one of them was a limit of this resource.
-    pub(crate) fn limit(&self, resource: u32) -> bool {
+    pub(crate) fn limits(&self, resource: u32) -> bool {
         let of_resource =
             |rule: &Option<Rule>| matches!(rule, Some(Rule::AtMost(limited, _)) if *limited == resource);
         self.rules.iter().any(of_resource)

@@ -13,9 +13,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nestbox_protocol::{Plan, Step, mount};
 use nestbox_sys::Errno;
-use nestbox_sys::mount::{
-    RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, attach, mount, open_at,
-};
+use nestbox_sys::mount::{RESOLVE_WITHOUT_LINKS, attach, mount, open_at};
 use nestbox_sys::process;
 
 use crate::fault::{At, Fault};
@@ -303,9 +301,11 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
 /// Goes to a directory that no link leads to, to be mounted over by the name that this answers.
 fn enter(path: &CStr, step: Step) -> Result<&'static CStr, Fault<'_>> {
     let flags = libc::O_PATH | libc::O_DIRECTORY;
-    let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
-    let directory =
-        open_at(libc::AT_FDCWD, below_root(path), flags, 0, resolve).at(step, "openat2", path.to_bytes())?;
+    let directory = open_at(libc::AT_FDCWD, below_root(path), flags, 0, RESOLVE_WITHOUT_LINKS).at(
+        step,
+        "openat2",
+        path.to_bytes(),
+    )?;
     // SAFETY: numbers only.
     unsafe { nestbox_sys::syscall!(libc::SYS_fchdir, directory.as_raw_fd()) }.at(
         step,
@@ -324,13 +324,10 @@ fn leave(step: Step) -> Result<(), Fault<'static>> {
 fn attach_bind(bind: &crate::launch::LaunchBind) -> Result<(), Fault<'_>> {
     let step = Step::AttachLaunchBind;
     // Only our own mounts are there yet, but a policy's bind may hold symlinks: none is followed.
-    let target = open_at(
-        libc::AT_FDCWD,
-        below_root(&bind.path),
-        libc::O_PATH,
-        0,
-        RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS,
-    )
-    .at(step, "openat2", bind.path.to_bytes())?;
+    let target = open_at(libc::AT_FDCWD, below_root(&bind.path), libc::O_PATH, 0, RESOLVE_WITHOUT_LINKS).at(
+        step,
+        "openat2",
+        bind.path.to_bytes(),
+    )?;
     attach(bind.mount, target.as_fd()).at(step, "move_mount", bind.path.to_bytes())
 }

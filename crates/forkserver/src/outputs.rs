@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use nestbox_protocol::crash::MODULES;
 use nestbox_sys::Errno;
-use nestbox_sys::mount::{RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_at};
+use nestbox_sys::mount::{RESOLVE_WITHOUT_LINKS, open_at};
 
 use crate::crash::Tracer;
 use crate::launch::Prepared;
@@ -76,8 +76,7 @@ pub(crate) fn is_proc(file: BorrowedFd<'_>) -> Result<bool, Errno> {
 /// Opens a regular file of the nest for reading. ELOOP: a symlink somewhere in the path; EMEDIUMTYPE: not a regular file.
 fn open_output(path: &CStr) -> Result<OwnedFd, Errno> {
     let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_NOFOLLOW;
-    let resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
-    let file = open_at(libc::AT_FDCWD, below_root(path), flags, 0, resolve)?;
+    let file = open_at(libc::AT_FDCWD, below_root(path), flags, 0, RESOLVE_WITHOUT_LINKS)?;
     if status(file.as_fd())?.st_mode & libc::S_IFMT != libc::S_IFREG || is_proc(file.as_fd())? {
         return Err(Errno::EMEDIUMTYPE);
     }

@@ -72,7 +72,7 @@ impl Running<'_> {
     /// Whether there is a limit of the size of files.
     fn limits_file_size(&self) -> bool {
         let limits = |&(resource, value): &(u32, u64)| resource == libc::RLIMIT_FSIZE && value != u64::MAX;
-        self.launch.rlimits.iter().any(limits) || self.changes.limit(libc::RLIMIT_FSIZE)
+        self.launch.rlimits.iter().any(limits) || self.changes.limits(libc::RLIMIT_FSIZE)
     }
 }
 

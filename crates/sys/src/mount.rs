@@ -121,6 +121,8 @@ pub const RESOLVE_NO_MAGICLINKS: u64 = 0x02;
 pub const RESOLVE_BENEATH: u64 = 0x08;
 /// The directory fd is the root for absolute paths, links and `..`.
 pub const RESOLVE_IN_ROOT: u64 = 0x10;
+/// Never above the directory fd, and by names alone.
+pub const RESOLVE_WITHOUT_LINKS: u64 = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
 
 /// openat2(2). Always close-on-exec.
 pub fn open_at(dir: RawFd, path: &CStr, flags: i32, mode: u32, resolve: u64) -> Result<OwnedFd, Errno> {

@@ -4,11 +4,11 @@
 //! init.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use nestbox_protocol::Step;
 use nestbox_sys::Errno;
-use nestbox_sys::mount::{RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_at};
+use nestbox_sys::mount::{RESOLVE_WITHOUT_LINKS, open_at};
 use nestbox_sys::raw::write_all;
 
 use crate::fault::{At, Fault};
@@ -34,10 +34,11 @@ pub(super) fn write_private_file<'a>(
             return write_new_file(directory.as_raw_fd(), name, file.content, file.mode, launch.ids)
                 .map_err(|(errno, syscall)| Fault::new(step, errno, syscall, file.path));
         }
-        directory = match open_at(directory.as_raw_fd(), name, DIRECTORY, 0, WITHOUT_LINKS) {
+        directory = match open_at(directory.as_raw_fd(), name, DIRECTORY, 0, RESOLVE_WITHOUT_LINKS) {
             Err(Errno::ENOENT) => {
-                add_directory(directory.as_fd(), name, launch.ids).at(step, "mkdirat", file.path)?;
-                open_at(directory.as_raw_fd(), name, DIRECTORY, 0, WITHOUT_LINKS)
+                add_directory(directory.as_raw_fd(), name, 0o755, launch.ids)
+                    .at(step, "mkdirat", file.path)?;
+                open_at(directory.as_raw_fd(), name, DIRECTORY, 0, RESOLVE_WITHOUT_LINKS)
             }
             opened => opened,
         }
@@ -48,9 +49,6 @@ pub(super) fn write_private_file<'a>(
 
 /// How a directory is opened to go on from there.
 const DIRECTORY: i32 = libc::O_PATH | libc::O_DIRECTORY;
-
-/// How a name is looked up that is to lead nowhere else.
-const WITHOUT_LINKS: u64 = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS;
 
 /// The longest name of a file: limits.h(0p).
 const NAME_MAX: usize = 255;
@@ -65,33 +63,20 @@ fn component<'a>(name: &[u8], room: &'a mut [u8; NAME_MAX + 1]) -> Result<&'a CS
     CStr::from_bytes_with_nul(&room[..=name.len()]).map_err(|_| Errno::EINVAL)
 }
 
-/// Makes a directory of the sandboxee's on the way to a private file.
-fn add_directory(directory: BorrowedFd<'_>, name: &CStr, ids: Ids) -> Result<(), Errno> {
-    let (at, name) = (directory.as_raw_fd(), name.as_ptr());
+/// Makes a directory of the sandboxee's, below another; our umask takes of the mode what it does.
+fn add_directory(directory: RawFd, path: &CStr, mode: u32, ids: Ids) -> Result<(), Errno> {
+    let (path, uid, gid) = (path.as_ptr(), ids.outer_uid, ids.outer_gid);
     // SAFETY: a C string.
-    unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, at, name, 0o755) }?;
-    let (uid, gid) = (ids.outer_uid, ids.outer_gid);
+    unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, directory, path, mode) }?;
+    let flags = libc::AT_SYMLINK_NOFOLLOW;
     // SAFETY: as above.
-    unsafe { nestbox_sys::syscall!(libc::SYS_fchownat, at, name, uid, gid, libc::AT_SYMLINK_NOFOLLOW) }
-        .map(drop)
+    unsafe { nestbox_sys::syscall!(libc::SYS_fchownat, directory, path, uid, gid, flags) }.map(drop)
 }
 
 /// Makes a directory of the sandboxee's on a file system of the nest's own. The mode is the policy's, whatever our umask.
 pub(super) fn make_directory(path: &CStr, mode: u32, ids: Ids) -> Result<(), Errno> {
+    add_directory(libc::AT_FDCWD, path, mode, ids)?;
     // SAFETY: a C string.
-    unsafe { nestbox_sys::syscall!(libc::SYS_mkdirat, libc::AT_FDCWD, path.as_ptr(), mode) }?;
-    // SAFETY: as above.
-    unsafe {
-        nestbox_sys::syscall!(
-            libc::SYS_fchownat,
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            ids.outer_uid,
-            ids.outer_gid,
-            libc::AT_SYMLINK_NOFOLLOW
-        )
-    }?;
-    // SAFETY: as above.
     unsafe { nestbox_sys::syscall!(libc::SYS_fchmodat, libc::AT_FDCWD, path.as_ptr(), mode) }.map(drop)
 }
 
@@ -108,7 +93,7 @@ pub(super) fn write_new_file(
 ) -> Result<(), Failed> {
     let in_call = |syscall| move |errno| (errno, syscall);
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
-    let file = open_at(directory, path, flags, 0o600, WITHOUT_LINKS).map_err(in_call("openat2"))?;
+    let file = open_at(directory, path, flags, 0o600, RESOLVE_WITHOUT_LINKS).map_err(in_call("openat2"))?;
     write_all(file.as_fd(), content).map_err(in_call("write"))?;
     // SAFETY: numbers only.
     unsafe { nestbox_sys::syscall!(libc::SYS_fchown, file.as_raw_fd(), ids.outer_uid, ids.outer_gid) }
