@@ -1,12 +1,12 @@
 // What all launches of one launcher have in common: the policy's part of a request, taken apart once.
 
-import { readFileSync } from 'node:fs'
 import type { NativePolicy } from '#binding'
 
 import { nativePolicy } from '../policy/policy.ts'
 import type { LimitName, LimitsJSON, Policy } from '../policy/types.ts'
 import type { SyscallHandler } from '../supervision/types.ts'
 import type { Prewarmer } from './prewarm.ts'
+import { rootOfMachine } from './root.ts'
 import type { Isolation } from './types.ts'
 
 /** An environment as the core takes it, and the `PATH` in it. */
@@ -87,31 +87,6 @@ const NONE: readonly LimitName[] = Object.freeze([])
 
 /** Of the machine's root: its processes are not counted (`RLIMIT_NPROC` in getrlimit(2)). */
 const OF_ROOT: readonly LimitName[] = Object.freeze(['processes'])
-
-type Root = 'no' | 'with-ids' | 'alone'
-
-let root: Root | undefined
-
-/**
- * Whether the host is the machine's root, and then whether it has other ids to give to sandboxees. In a user namespace that says so
- * of another user's uid 0, it is that user.
- */
-const rootOfMachine = (): Root => (root ??= lookAtRoot())
-
-const lookAtRoot = (): Root => {
-  const map = idMap()
-  if (process.getuid?.() !== 0 || !/^\s*0\s+0\s/m.test(map)) return 'no'
-  return /^\s*0\s+0\s+1\s*$/.test(map) ? 'alone' : 'with-ids'
-}
-
-const idMap = (): string => {
-  try {
-    return readFileSync('/proc/self/uid_map', 'latin1')
-  } catch {
-    // No namespaces, or no proc to tell of them.
-    return '0 0 1'
-  }
-}
 
 const NO_WARMTH: Warmth = Object.freeze({ count: 0, idle: undefined })
 
