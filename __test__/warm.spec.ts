@@ -207,6 +207,21 @@ test('who waits for several gets them, whatever other sandboxes of the policy la
   t.like(await patient.run('true'), { status: 'exited', exitCode: 0 })
 })
 
+test('nests are made however many sandboxees are alive', async (t) => {
+  const { sandbox, ready } = await warmed(t)
+  const alive = await Promise.all(Array.from({ length: 12 }, () => sandbox.spawn('cat', [], { stdin: 'pipe' })))
+  await ready()
+  for (const wanted of ['first', 'second']) {
+    // oxlint-disable no-await-in-loop
+    const { stdout, timings } = await sandbox.run('echo', [wanted])
+    t.deepEqual([stdout, timings.warm], [wanted, true])
+    await ready()
+    // oxlint-enable no-await-in-loop
+  }
+  for (const { stdin } of alive) stdin?.end()
+  t.true((await Promise.all(alive.map(({ result }) => result))).every(({ exitCode }) => exitCode === 0))
+})
+
 test('a sandbox that is closed takes its warm nests along', async (t) => {
   const { server, sandbox } = await warmed(t, { warm: 2 })
   const before = family(server.pid).length

@@ -197,6 +197,8 @@ pub struct Client {
     /// For output.
     scratch: Box<[u8]>,
     launched: u64,
+    /// When the last one was sent (`CLOCK_MONOTONIC`).
+    last_launch_ns: u64,
 }
 
 impl std::fmt::Debug for Client {
@@ -275,6 +277,7 @@ impl Client {
             buffer: vec![0; frame::PACKET_MAX].into(),
             scratch: vec![0; READ_SIZE].into(),
             launched: 0,
+            last_launch_ns: 0,
         })
     }
 

@@ -116,6 +116,7 @@ impl Client {
         let Stage::Pending(pending) = std::mem::replace(&mut launch.stage, Stage::Sent) else {
             return Ok(());
         };
+        self.last_launch_ns = process::monotonic_ns();
         let Pending { route, mut message, passed, network, initial, mounts, signals, warm, .. } = *pending;
         let mut fds = passed;
         for (number, mount) in mounts.into_iter().flatten().enumerate() {

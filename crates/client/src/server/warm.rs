@@ -33,7 +33,7 @@ const REFILL_AFTER_NS: u64 = 3_000_000;
 /// that it is handed over on.
 const REFILL_AFTER_END_NS: u64 = 300_000;
 
-/// With more launches than this in flight nothing is made ahead: it would only take their processors.
+/// More launches than this in flight are many.
 const BUSY: usize = 8;
 
 impl Client {
@@ -143,9 +143,10 @@ impl Client {
 
     /// A launch of a template has ended.
     pub(super) fn refill_soon(&mut self, id: u64) {
+        let quiet = self.quiet_from();
         let refill = self.templates.get_mut(id).and_then(|template| template.refill.as_mut());
         if let Some((due, _)) = refill {
-            let soon = process::monotonic_ns() + REFILL_AFTER_END_NS;
+            let soon = quiet.max(process::monotonic_ns() + REFILL_AFTER_END_NS);
             *due = soon.min(*due);
             self.set_timer(soon);
         }
@@ -153,12 +154,12 @@ impl Client {
 
     /// Makes the nests whose time has come; says when to look again.
     pub(super) fn refill(&mut self, now: u64) -> Option<u64> {
+        let quiet = self.quiet_from();
         let mut next = None;
         for (id, (due, warm)) in self.templates.refills() {
+            let due = due.max(quiet);
             if due > now {
                 next = Some(next.map_or(due, |next: u64| next.min(due)));
-            } else if self.launches.len() > BUSY {
-                next = Some(now + REFILL_AFTER_NS);
             } else {
                 if let Some(template) = self.templates.get_mut(id) {
                     template.refill = None;
@@ -167,6 +168,12 @@ impl Client {
             }
         }
         next
+    }
+
+    /// When nests may be made ahead. Where many launches follow each other closely, not before they stop to: it would only take
+    /// their processors. Those that are in flight and merely live take none.
+    fn quiet_from(&self) -> u64 {
+        if self.launches.len() > BUSY { self.last_launch_ns + REFILL_AFTER_NS } else { 0 }
     }
 
     /// Asks a template for a warm nest. False: not before the network that it shares is there.
