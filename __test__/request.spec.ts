@@ -247,7 +247,7 @@ test('run captures, spawn streams', (t) => {
   t.deepEqual(stdio(make('run', { stdio: 'ignore' })), [IGNORE, IGNORE, IGNORE])
 })
 
-test('input goes through the core unless it is a stream', (t) => {
+test('input goes through the core unless it is a stream, or large', (t) => {
   const text = make('run', { input: 'é' })
   t.is(text.message.stdin, CAPTURE)
   t.deepEqual([...(text.message.input ?? [])], [0xc3, 0xa9])
@@ -256,6 +256,13 @@ test('input goes through the core unless it is a stream', (t) => {
   const both = make('spawn', { input: 'a', stdin: 'pipe' })
   t.is(both.message.stdin, STREAM)
   t.is(both.inputBytes?.length, 1)
+  const large = new Uint8Array(1024 * 1024)
+  t.is(make('run', { input: large.subarray(1) }).message.stdin, CAPTURE)
+  for (const kind of ['run', 'spawn'] as const) {
+    const streamed = make(kind, { input: large })
+    t.is(streamed.message.stdin, STREAM)
+    t.is(streamed.inputBytes, large, 'without a copy')
+  }
 })
 
 test('stdio by index, with more descriptors', (t) => {

@@ -42,16 +42,25 @@ test('input: text, bytes, nothing', async (t) => {
 })
 
 test('input: more than a pipe holds, both ways at once', async (t) => {
-  const input = Buffer.alloc(5 * MiB, 'abcdefghij')
-  const { stdout } = await run('cat', [], { input, encoding: 'buffer' })
-  t.true(input.equals(stdout))
+  for (const size of [300_000, 5 * MiB]) {
+    const input = Buffer.alloc(size, 'abcdefghij')
+    // oxlint-disable-next-line no-await-in-loop
+    const { stdout } = await run('cat', [], { input, encoding: 'buffer' })
+    t.true(input.equals(stdout), String(size))
+  }
+  const text = 'grüße\n'.repeat(MiB / 8)
+  t.is((await run('cat', [], { input: text, stripFinalNewline: false })).stdout, text)
 })
 
 test('input: a program that does not read is no error', async (t) => {
-  const result = await run('true', [], { input: Buffer.alloc(3 * MiB) })
-  t.like(result, { status: 'exited', exitCode: 0 })
-  const head = await run('head', ['-c', '3'], { input: Buffer.alloc(3 * MiB, 'x') })
-  t.is(head.stdout, 'xxx')
+  for (const size of [300_000, 3 * MiB]) {
+    const input = Buffer.alloc(size, 'x')
+    // oxlint-disable no-await-in-loop
+    t.like(await run('true', [], { input }), { status: 'exited', exitCode: 0 })
+    t.is((await run('head', ['-c', '3'], { input })).stdout, 'xxx')
+    t.like(await run('sleep', ['60'], { input, timeout: 200 }), { timedOut: true })
+    // oxlint-enable no-await-in-loop
+  }
 })
 
 test('input: a stream', async (t) => {

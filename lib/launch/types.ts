@@ -108,9 +108,10 @@ export interface LaunchOptions {
   /** All descriptors in one: excludes `stdin`, `stdout` and `stderr`. */
   stdio?: Stdio | undefined
   /**
-   * What is written to stdin, which then ends. It is no error if the program does not read it. A stream belongs to the launch: it
-   * is destroyed when it was read to its end, when the program takes no more of it, and when the launch is over, also where that
-   * was refused. What goes wrong with it is an `ERR_NESTBOX_INPUT`.
+   * What is written to stdin, which then ends. It is no error if the program does not read it. Bytes are not copied: leave them as
+   * they are until the launch is over. A stream belongs to the launch: it is destroyed when it was read to its end, when the
+   * program takes no more of it, and when the launch is over, also where that was refused. What goes wrong with it is an
+   * `ERR_NESTBOX_INPUT`.
    */
   input?: string | Uint8Array | Readable | undefined
   /** Files put below a tmpfs of the nest: private copies, gone afterwards. By path. */
