@@ -80,12 +80,15 @@ for (const warm of [0, 1])
     t.like(await run({ stdout: 'ignore' }), { ...ended, stdout: undefined })
     t.like(await run({ binds: { '/in': directory } }), ended)
     const outputs = {
-      out: { path: '/tmp/a/b', maxBytes: 100 },
+      out: { path: '/tmp/a/b', maxBytes: 100_000 },
       none: { path: '/tmp/none', maxBytes: 100, optional: true },
     }
-    const withFiles = await sandbox.run('/probe', nothing, { files: { '/tmp/a/b': 'kept' }, outputs })
-    t.like(withFiles, ended)
-    t.is(Buffer.from(withFiles.outputs.out).toString(), 'kept')
+    for (const content of ['kept', 'k'.repeat(100_000)]) {
+      // oxlint-disable-next-line no-await-in-loop
+      const withFiles = await sandbox.run('/probe', nothing, { files: { '/tmp/a/b': content }, outputs })
+      t.like(withFiles, ended)
+      t.is(Buffer.from(withFiles.outputs.out).toString(), content)
+    }
     t.like(await run({ crashReport: true, limits: { cpuTime: 10_000, processes: 3, fileSize: 1000 } }), ended)
     t.like(await run({ input: 'x'.repeat(100_000) }), ended)
     await t.throwsAsync(sandbox.run('/missing'), { code: 'ERR_NESTBOX_EXEC' })

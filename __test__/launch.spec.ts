@@ -1,5 +1,6 @@
 // What a launch hands over: program, arguments, environment, directory, files. Exactly, whatever is in it.
 
+import { createHash } from 'node:crypto'
 import { chmodSync, readdirSync } from 'node:fs'
 
 import test from 'ava'
@@ -12,6 +13,8 @@ const DEFAULT_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/b
 
 /** A list as the probe prints it. */
 const listOf = (text: string): string[] => text.split('\0').slice(0, -1)
+
+const sha256 = (bytes: Uint8Array): string => createHash('sha256').update(bytes).digest('hex')
 
 const probed = () => Sandbox.create(withProbe(policy('host-system')))
 
@@ -281,13 +284,33 @@ test('a file that is in the way of another, or of the policy, is refused', async
   t.is((await sandbox.run('cat', ['/work/there'])).stdout, 'policy')
 })
 
+test('files of any size and number arrive whole', async (t) => {
+  const content = (index: number): Buffer => Buffer.alloc(index % 3 === 0 ? index : 65_535 + index, `${index} `)
+  const names = Array.from({ length: 260 }, (_, index) => `/tmp/${index}`)
+  const files = Object.fromEntries(names.map((name, index) => [name, content(index)]))
+  const large = Buffer.alloc(40 * 1024 * 1024, 'a line of it\n')
+  const sums = [...names.map((_, index) => content(index)), large].map(sha256)
+  const sandbox = await Sandbox.create(policy('host-system').limits({ disk: '128MiB' }))
+  const { stdout } = await sh(sandbox, 'cd /tmp; sha256sum $(ls | sort -n) | cut -d" " -f1; ls /proc/self/fd | wc -l', {
+    files: { ...files, '/tmp/1000': large },
+    lines: true,
+  })
+  t.deepEqual(stdout, [...sums, '4'])
+})
+
 test('a file larger than the disk does not fit, and says so', async (t) => {
-  const error = await t.throwsAsync(
-    run('true', [], { files: { '/tmp/x': new Uint8Array(200_000) }, limits: { disk: '64KiB' } }),
-    { instanceOf: SpawnError },
-  )
-  t.like(error, { errnoName: 'ENOSPC', syscall: 'write', step: 'write-launch-file', path: '/tmp/x' })
-  t.regex(error?.hint ?? '', /limits\.disk/)
+  for (const [size, syscall] of [
+    [60_000, 'write'],
+    [200_000, 'sendfile'],
+  ] as const) {
+    // oxlint-disable-next-line no-await-in-loop
+    const error = await t.throwsAsync(
+      run('true', [], { files: { '/tmp/x': new Uint8Array(size) }, limits: { disk: '32KiB' } }),
+      { instanceOf: SpawnError },
+    )
+    t.like(error, { errnoName: 'ENOSPC', syscall, step: 'write-launch-file', path: '/tmp/x' })
+    t.regex(error?.hint ?? '', /limits\.disk/)
+  }
 })
 
 test('files of a writable bind are not touched by launch files', async (t) => {

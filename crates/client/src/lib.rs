@@ -26,6 +26,7 @@ mod channel;
 mod doctor;
 mod event;
 mod failure;
+mod files;
 mod fork;
 mod hints;
 mod ids;
@@ -51,6 +52,7 @@ pub use capture::OnOverflow;
 pub use doctor::{Check, Diagnosis, Outcome, Setting, diagnose};
 pub use event::Event;
 pub use failure::{Code, Failure};
+pub use files::FileRequest;
 pub use fork::{ForkCall, TreeKind, TreeNode, check_mount_tree};
 pub use ids::DEFAULT_HOST_ID;
 pub use image::OVERRIDE;
@@ -59,7 +61,7 @@ pub use launch::{
     hard_limits,
 };
 pub use nestbox_policy::Issue;
-pub use nestbox_protocol::{LaunchFile, Limits, Step};
+pub use nestbox_protocol::{Limits, Step};
 pub use nests::Warm;
 pub use outputs::{Output, OutputError, OutputRequest};
 pub use policy::{PolicyHandle, check_policy, check_syscall_filter, syscall_preset};

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use nestbox_policy::filter::{self, Filter, Preset};
 use nestbox_policy::{Issue, MountPointKinds, Policy, ResolveError, Resolved, UnixSockets, path};
 use nestbox_protocol::mount::Kind;
-use nestbox_protocol::{Bind, LaunchFile, Mount, Step};
+use nestbox_protocol::{Bind, Mount, Step};
 use nestbox_sys::Errno;
 
 use crate::failure::{Code, Failure};
+use crate::files::FileRequest;
 use crate::launch::BindRequest;
 
 /// How many variants of one policy are kept: one for each combination of files and directories at its mount points.
@@ -187,7 +188,7 @@ pub(crate) fn launch_binds(
 }
 
 /// Refuses a launch's files that would be written anywhere but to the nest's own file systems.
-pub(crate) fn check_files(resolved: &Resolved, files: &[LaunchFile]) -> Result<(), Failure> {
+pub(crate) fn check_files(resolved: &Resolved, files: &[FileRequest<'_>]) -> Result<(), Failure> {
     for file in files {
         let inside = String::from_utf8_lossy(&file.path);
         if !resolved.is_private(&clean(&inside)?) {
@@ -290,7 +291,7 @@ pub(crate) mod tests {
         let mounts = r#"[{"type": "tmpfs", "path": "/tmp", "size": null, "inodes": null, "mode": 511},
             {"type": "bind", "source": "/usr", "path": "/tmp/usr", "writable": false, "exec": true, "optional": false}]"#;
         let resolved = handle(&[("mounts", mounts)]).resolve().expect("resolves");
-        let file = |path: &str| [LaunchFile { path: path.into(), content: Vec::new(), mode: 0o600 }];
+        let file = |path: &str| [FileRequest { path: path.into(), content: b"", mode: 0o600 }];
         check_files(&resolved, &file("/tmp/a/b")).expect("on the tmpfs");
         for path in ["/etc/x", "/tmp/usr/x", "/tmp/../etc/x", "relative"] {
             assert_eq!(check_files(&resolved, &file(path)).expect_err(path).code, Code::Request);

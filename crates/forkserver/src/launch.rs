@@ -57,11 +57,19 @@ pub(crate) struct LaunchBind {
     pub(crate) writable: bool,
 }
 
+/// What is in a file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Content<'a> {
+    Bytes(&'a [u8]),
+    /// All that this file has.
+    Of(RawFd),
+}
+
 /// A private file.
 #[derive(Debug)]
 pub(crate) struct LaunchFile<'a> {
     pub(crate) path: &'a [u8],
-    pub(crate) content: &'a [u8],
+    pub(crate) content: Content<'a>,
     pub(crate) mode: u32,
 }
 
@@ -125,6 +133,7 @@ impl<'a> Prepared<'a> {
             _ => NetworkSource::New,
         };
         let mut mounts = vec![None; request.binds.len()];
+        let mut contents: Vec<_> = request.files.iter().map(|file| Content::Bytes(&file.content)).collect();
         let mut grants = Vec::new();
         let mut exec = None;
         for (passed, fd) in request.fds.iter().zip(fds) {
@@ -137,6 +146,10 @@ impl<'a> Prepared<'a> {
                 FdRole::Bind => match mounts.get_mut(passed.number as usize) {
                     Some(slot) => *slot = Some(fd),
                     None => return refuse("a mount came for a bind that does not exist"),
+                },
+                FdRole::File => match contents.get_mut(passed.number as usize) {
+                    Some(content) => *content = Content::Of(fd),
+                    None => return refuse("a file came that the launch does not name"),
                 },
                 FdRole::NetworkNamespace => network = NetworkSource::Fd(fd),
                 FdRole::Exec => exec = Some(fd),
@@ -184,7 +197,8 @@ impl<'a> Prepared<'a> {
             files: request
                 .files
                 .iter()
-                .map(|file| LaunchFile { path: &file.path, content: &file.content, mode: file.mode })
+                .zip(contents)
+                .map(|(file, content)| LaunchFile { path: &file.path, content, mode: file.mode })
                 .collect(),
             outputs: request.outputs.iter().map(|output| string(&output.path)).collect::<Result<_, _>>()?,
             report_init: request.report_init,

@@ -17,7 +17,7 @@ use nestbox_sys::mount::{RESOLVE_WITHOUT_LINKS, attach, mount, open_at};
 use nestbox_sys::process;
 
 use crate::fault::{At, Fault};
-use crate::launch::{Ids, NetworkSource, Prepared};
+use crate::launch::{Content, Ids, NetworkSource, Prepared};
 use crate::network;
 use crate::report::Marks;
 use crate::source::{below_root, c_path};
@@ -277,9 +277,10 @@ fn mount_all<'a>(mounts: &'a NestMounts<'_>, ids: Ids, marks: &mut Marks) -> Res
                 make_directory(path, *mode, ids).at(Step::CreateDirectory, "mkdirat", path.to_bytes())?;
             }
             NestStep::File { path, content, mode } => {
-                write_new_file(libc::AT_FDCWD, below_root(path), content, *mode, ids).map_err(
-                    |(errno, syscall)| Fault::new(Step::WriteFile, errno, syscall, path.to_bytes()),
-                )?;
+                write_new_file(libc::AT_FDCWD, below_root(path), Content::Bytes(content), *mode, ids)
+                    .map_err(|(errno, syscall)| {
+                        Fault::new(Step::WriteFile, errno, syscall, path.to_bytes())
+                    })?;
             }
             NestStep::Symlink { path, points_to } => {
                 // SAFETY: C strings.

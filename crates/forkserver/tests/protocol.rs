@@ -106,6 +106,7 @@ fn a_launch_whose_fds_do_not_fit_is_refused() {
         (vec![], 1),
         (vec![stdio], 0),
         (vec![PassedFd { role: FdRole::Bind.into(), number: 0, grant: 0 }], 1),
+        (vec![PassedFd { role: FdRole::File.into(), number: 0, grant: 0 }], 1),
         (vec![PassedFd { role: 99, number: 0, grant: 0 }], 1),
     ];
     for (fds, count) in cases {

@@ -7,7 +7,7 @@ use napi::bindgen_prelude::{Either, Uint8ArraySlice};
 use napi::{Error, Status};
 use napi_derive::napi;
 use nestbox_client::{
-    BindRequest, Comms, Extra, Fds, LaunchFile, LaunchRequest, Launched, Limits, OnOverflow, OutputRequest,
+    BindRequest, Comms, Extra, Fds, FileRequest, LaunchRequest, Launched, Limits, OnOverflow, OutputRequest,
     Returned, Stdio, Supervision, Warm,
 };
 use prost::bytes::Bytes;
@@ -229,9 +229,9 @@ impl<'a> NativeLaunch<'a> {
                 path: bind.path.clone(),
                 source: bind.source.clone(),
             }),
-            files: list(extras.files.as_deref(), |file| LaunchFile {
+            files: list(extras.files.as_deref(), |file| FileRequest {
                 path: file.path.clone().into_bytes(),
-                content: file.content.to_vec(),
+                content: &file.content,
                 mode: file.mode,
             }),
             outputs: list(extras.outputs.as_deref(), |output| OutputRequest {
@@ -259,7 +259,7 @@ pub(crate) fn warm(count: u32, idle: Option<f64>) -> Warm {
     Warm { count: count as usize, idle_ns: idle.map(|ms| whole(ms * 1e6)) }
 }
 
-fn list<F, T>(from: Option<&[F]>, convert: impl Fn(&F) -> T) -> Vec<T> {
+fn list<'a, F, T>(from: Option<&'a [F]>, convert: impl Fn(&'a F) -> T) -> Vec<T> {
     from.unwrap_or_default().iter().map(convert).collect()
 }
 

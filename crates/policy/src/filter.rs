@@ -105,6 +105,7 @@ const TEMPLATE_CALLS: &[&str] = &[
     "setresgid",
     "setresuid",
     "setsid",
+    "sendfile",
     "signalfd4",
     "socket",
     "statfs",

@@ -4,7 +4,7 @@
 //! there would write into its parent. These calls touch registers only, return the errno as a value, and may be used at
 //! any point between clone and exec. Called by the fork server's launch path; everything else may use libc.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use nix::errno::Errno;
@@ -104,6 +104,23 @@ pub fn write_all(file: BorrowedFd<'_>, mut content: &[u8]) -> Result<(), Errno> 
         }
     }
     Ok(())
+}
+
+/// sendfile(2) until all that `from` has, from its start on, is written.
+pub fn copy_all(from: RawFd, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    /// More than this it copies in none of its calls.
+    const MOST: usize = 0x7fff_f000;
+    let mut offset: libc::off_t = 0;
+    loop {
+        // SAFETY: a number of ours; the kernel checks the rest.
+        let copied =
+            unsafe { crate::syscall!(libc::SYS_sendfile, to.as_raw_fd(), from, &raw mut offset, MOST) };
+        match copied {
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use std::os::fd::RawFd;
 
-use nestbox_protocol::{self as protocol, Limits};
+use nestbox_protocol::Limits;
 use prost::bytes::Bytes;
 
+use crate::files::FileRequest;
 use crate::nests::Warm;
 use crate::outputs::OutputRequest;
 use crate::policy::PolicyHandle;
@@ -31,7 +32,7 @@ pub struct LaunchRequest<'a> {
     /// Host paths on mount points of the policy.
     pub binds: Vec<BindRequest>,
     /// Private files.
-    pub files: Vec<protocol::LaunchFile>,
+    pub files: Vec<FileRequest<'a>>,
     /// Files to return.
     pub outputs: Vec<OutputRequest>,
     /// Tighter limits.

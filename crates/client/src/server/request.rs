@@ -11,6 +11,7 @@ use nestbox_sys::{Errno, process};
 
 use crate::channel::PassedFd;
 use crate::failure::{Code, Failure};
+use crate::files;
 use crate::hints;
 use crate::ids::OuterIds;
 use crate::launch::{
@@ -69,6 +70,7 @@ impl Client {
         if let Some(fd) = request.exec_fd {
             wired.pass(protocol::FdRole::Exec, 0, PassedFd::Lent(fd));
         }
+        let files = files::hand_over(&request.files, binds.len(), &mut wired)?;
         let template = self.template_for(resolved)?;
         let mut limits = tighten(&resolved.limits, &request.limits);
         if request.standby {
@@ -78,6 +80,7 @@ impl Client {
             limits,
             ids,
             binds,
+            files,
             network: NetworkNeed::of_plan(&resolved.plan),
             isolation: Isolation::of_plan(&resolved.plan, resolved.syscalls),
             resolved: Some(Arc::clone(resolved)),
@@ -126,7 +129,7 @@ impl Client {
                     writable: bind.bind.writable,
                 })
                 .collect(),
-            files: request.files,
+            files: draft.files,
             outputs: request
                 .outputs
                 .iter()
@@ -289,6 +292,7 @@ pub(crate) struct Draft {
     pub(crate) limits: protocol::Limits,
     pub(crate) ids: OuterIds,
     pub(crate) binds: Vec<PlannedBind>,
+    pub(crate) files: Vec<protocol::LaunchFile>,
     pub(crate) network: NetworkNeed,
     pub(crate) initial: bool,
     pub(crate) isolation: Isolation,
@@ -307,6 +311,7 @@ impl Draft {
             limits: protocol::Limits::default(),
             ids: OuterIds::default(),
             binds: Vec::new(),
+            files: Vec::new(),
             network: NetworkNeed::None,
             initial: false,
             isolation: Isolation::NONE,

@@ -9,10 +9,10 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 use nestbox_protocol::Step;
 use nestbox_sys::Errno;
 use nestbox_sys::mount::{RESOLVE_WITHOUT_LINKS, open_at};
-use nestbox_sys::raw::write_all;
+use nestbox_sys::raw::{copy_all, write_all};
 
 use crate::fault::{At, Fault};
-use crate::launch::{Ids, LaunchFile, Prepared};
+use crate::launch::{Content, Ids, LaunchFile, Prepared};
 
 /// Writes a launch's private file, making the directories above it. Nothing of the user runs yet, and the client has seen to
 /// it that the path lies below a tmpfs of this nest. That holds of the path as it is written, so no link is followed on the way:
@@ -87,14 +87,17 @@ type Failed = (Errno, &'static str);
 pub(super) fn write_new_file(
     directory: RawFd,
     path: &CStr,
-    content: &[u8],
+    content: Content<'_>,
     mode: u32,
     ids: Ids,
 ) -> Result<(), Failed> {
     let in_call = |syscall| move |errno| (errno, syscall);
     let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_EXCL;
     let file = open_at(directory, path, flags, 0o600, RESOLVE_WITHOUT_LINKS).map_err(in_call("openat2"))?;
-    write_all(file.as_fd(), content).map_err(in_call("write"))?;
+    match content {
+        Content::Bytes(bytes) => write_all(file.as_fd(), bytes).map_err(in_call("write")),
+        Content::Of(from) => copy_all(from, file.as_fd()).map_err(in_call("sendfile")),
+    }?;
     // SAFETY: numbers only.
     unsafe { nestbox_sys::syscall!(libc::SYS_fchown, file.as_raw_fd(), ids.outer_uid, ids.outer_gid) }
         .map_err(in_call("fchown"))?;
