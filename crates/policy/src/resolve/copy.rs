@@ -11,8 +11,9 @@ use nix::sys::stat::stat;
 use crate::layout::Entry;
 use crate::source::{Source, c_path};
 
-/// The largest file whose content is copied.
-const COPY_MAX: u64 = 64 * 1024;
+/// The largest file whose content is copied, and the most that a copied directory holds: the list of media types, which each Debian
+/// system has, is 72 KiB.
+const COPY_MAX: u64 = 128 * 1024;
 
 /// The most files and directories that a copied directory holds, all told.
 const COPY_ENTRIES_MAX: usize = 64;
