@@ -99,19 +99,21 @@ const calls = {
     mode = await openMode(name, programs)
   },
 
-  /** Launches for so long without pauses: V8 compiles what runs often, and gets in the way of it meanwhile. */
-  async warmUp({ ms, size }) {
+  /**
+   * Launches for so long, each after a pause: V8 compiles what runs often, and gets in the way of it meanwhile. Launches that find
+   * everything ready, as they do after a pause, take another path than those without.
+   */
+  async warmUp({ ms, pause, size }) {
     // A mode that launches by itself has no V8.
     if (mode.turn !== undefined) return
     const start = performance.now()
-    while (performance.now() - start < ms) await mode.launch(size)
+    while (performance.now() - start < ms) await takeTimed(pause, size)
     await settle()
   },
 
   /**
-   * Makes ready for launches that are watched, by so many milliseconds of them: launches that find everything ready, as they do
-   * after a pause, take another path than those without, and V8 takes some 3,000 of them to compile it. Who the strangers are from
-   * now on: see ./strangers.mjs.
+   * Makes ready for launches that are watched, by so many milliseconds of them: V8 takes some 3,000 to compile what they run. Who the
+   * strangers are from now on: see ./strangers.mjs.
    */
   async watch({ paths, ms }) {
     strangers = new Strangers(paths)

@@ -90,9 +90,9 @@ export class Host {
     return this.#ask('turn', turn)
   }
 
-  /** Launches for so many milliseconds without pauses, which nobody measures. */
-  async warmUp(ms: number, size?: number): Promise<void> {
-    await this.#ask('warmUp', { ms, size })
+  /** Launches for so many milliseconds, each after a pause, which nobody measures. */
+  async warmUp(ms: number, pause: number, size?: number): Promise<void> {
+    await this.#ask('warmUp', { ms, pause, size })
   }
 
   /** Has launches that are watched say whether any stranger ran ({@link strangersTo}), after so many milliseconds of them. */

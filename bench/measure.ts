@@ -120,9 +120,12 @@ export const warmUpAll = async (
 ): Promise<void> => {
   const { warmUp, pause, watch, size } = { ...settings, ...options }
   const { warmUpFor = options.warmUp === undefined ? settings.warmUpFor : 0 } = options
-  for (const { host } of open) if (warmUpFor > 0) await host.warmUp(warmUpFor, size)
+  for (const { host } of open) if (warmUpFor > 0) await host.warmUp(warmUpFor, 0, size)
   // All are there by now.
-  for (const { host } of open) if (watch === true) await host.watch(2 * warmUpFor)
+  for (const { host } of open) {
+    if (watch === true) await host.watch(2 * warmUpFor)
+    else if (pause > 0) await host.warmUp(2 * warmUpFor, pause, size)
+  }
   for (const { host } of open) if (warmUp > 0) await host.turn({ launches: warmUp, pause, watch, size })
 }
 

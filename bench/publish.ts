@@ -26,9 +26,11 @@ launches of one mode, five of another, and so on, over and over, in an order tha
 follows itself. What is compared was therefore measured at the same time; absolute numbers are those of one machine, the ratios are
 what to look at.
 
-- Before it is measured each host launches without pauses for three seconds (six where its event loop is watched): V8 compiles what
-  runs often, on threads that get in the way of what they are to speed up. In a new process the first thousand launches take some
-  100 µs longer, and now and then one of them keeps the event loop for milliseconds because of it.
+- Before it is measured each host launches without pauses for three seconds (six where its event loop is watched), and then for six
+  seconds with the pauses that it is measured with (twelve): V8 compiles what runs often, on threads that get in the way of what they
+  are to speed up, and launches that find everything ready, as they do after a pause, take another path than those without. In a new
+  process the first thousand launches take some 100 µs longer, and now and then one of them keeps the event loop for milliseconds
+  because of it. For the sweeps a third of that has to do.
 - Every mode has a host to itself that loads only what it needs, because the cost of \`child_process\` grows with the memory
   of the process that calls it: loading a TypeScript loader alone makes it half as slow again.
 - The program is static, has no libc and makes one system call (two where its output is captured). What is measured is the
@@ -61,9 +63,9 @@ what to look at.
   kernel's work on what former ones left (RCU callbacks, superblocks), a millisecond at times, if it does it on the host's processor.
   A run in which one of these falls into a counted launch may miss the target by it, and of twenty runs on that machine nine
   did. How many collections there were, and the longest block without them, is said beside.
-- What paces and watches launches is compiled before as well, by some thousand rests and by watched launches for twelve seconds, which
-  find everything ready and so take another path through the host than those without pauses. V8 has compiled that after some 3,000 of
-  them; until then one in a hundred has a compiler's thread on the host's processor. A block is never taken for longer than its launch.
+- What paces and watches launches is compiled before as well, by some thousand rests and by those launches with pauses. V8 has compiled
+  that after some 3,000 of them; until then one in a hundred has a compiler's thread on the host's processor. A block is never taken
+  for longer than its launch.
 - How long a violation takes is measured by the program: it reads CLOCK_MONOTONIC right before the forbidden call and passes that
   as an argument of it; the host reads the same clock when it hears of the violation.
 - Between turns it looks for 60 ms, with all hosts idle, whether anybody else uses the machine, and waits while they do, for five

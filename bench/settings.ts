@@ -25,7 +25,10 @@ export interface Settings {
   readonly launches: number
   /** Launches a mode that come first and are not counted. */
   readonly warmUp: number
-  /** For how long it launches without pauses before those, in milliseconds: until most of what V8 compiles is compiled. */
+  /**
+   * For how long it launches without pauses before those, in milliseconds, and then twice as long with pauses if it is measured
+   * with them: until most of what V8 compiles is compiled.
+   */
   readonly warmUpFor: number
   /** Launches of one mode before it is the next one's turn. */
   readonly turn: number

@@ -20,7 +20,7 @@ export const throughput: Scenario = {
     const { open, missing } = await openAll(context, wanted)
     const rates = new Map<string, { series: OpenSeries; inFlight: number; perSecond: number[] }>()
     try {
-      await warmUpAll(context, open)
+      await warmUpAll(context, open, { pause: 0 })
       for (let done = 0; done < settings.floods; done += 1) {
         progressBar(scenario, done, settings.floods)
         for (const inFlight of settings.inFlight) {
