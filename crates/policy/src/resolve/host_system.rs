@@ -1,10 +1,10 @@
 //! The base `host-system`: which parts of the host's system a sandboxee sees, read-only.
 //!
 //! That is /usr, the directories that belong to it (/bin, /lib ...), and the part of /etc that programs need and that
-//! tells nothing about the machine's users, secrets or services. Each mount costs every launch some 2 µs (the kernel
-//! copies it into the nest), a file or symlink on our own tmpfs costs nothing; so what is small is copied from the host,
-//! and only what is large is bound. Files that would tell about the host's users are made up. What is not there on this
-//! host is left out: the base is what the host has. Called by [`crate::resolve`].
+//! tells nothing about the machine's users, secrets or services. Each mount costs every launch some 4 µs (the kernel
+//! copies it into the nest, and takes it apart with that), a file or symlink on our own tmpfs costs nothing; so what is small
+//! is copied from the host, and only what is large is bound. Files that would tell about the host's users are made up. What is
+//! not there on this host is left out: the base is what the host has. Called by [`crate::resolve`].
 
 use std::fmt::Write;
 use std::fs;
