@@ -195,11 +195,8 @@ const ON_OVERFLOW = { kill: 0, 'keep-head': 1, 'keep-tail': 2 } as const
 
 type Descriptor = CheckedOptions['stdin'] | CheckedOptions['stdout'] | CheckedOptions['stderr']
 
-/** How much `input`, in bytes, costs as much to copy as a stream does to make. */
-const LARGE = 1024 * 1024
-
-const isLarge = (input: CheckedOptions['input']): boolean =>
-  (typeof input === 'string' || input instanceof Uint8Array) && input.length >= LARGE
+/** How much `input`, in bytes or characters, costs as much to copy as a stream does to make. */
+const LARGE_INPUT = 1024 * 1024
 
 /** One merge of options with a context. A class only so that its many small steps share what they find wrong. */
 class Merge {
@@ -482,9 +479,10 @@ class Merge {
     }
     plan.stderr = stderr === 'stdout' ? this.#sameAsStdout(plan.stdout) : this.#descriptor(2, stderr ?? 'pipe', WRITE)
     if (input !== undefined && plan.stdin !== STREAM) this.#issue(['input'], 'It needs a stdin that is a pipe')
-    // Bytes that are all there, and a stdin that nobody can write to, need no stream; which does not copy them, though.
-    const streamed = (this.#kind === 'spawn' && stdin === 'pipe') || isLarge(input)
-    if (plan.stdin === STREAM && !streamed && !(input instanceof Readable)) plan.stdin = CAPTURE
+    // Bytes that are all there, and a stdin that nobody can write to, need no stream. Which does not copy them, though.
+    const given = this.#kind === 'spawn' && stdin === 'pipe'
+    const streamed = given || input instanceof Readable || (input !== undefined && input.length >= LARGE_INPUT)
+    if (plan.stdin === STREAM && !streamed) plan.stdin = CAPTURE
     extra.forEach((descriptor, index) => this.#putExtra(plan, index + 3, descriptor ?? 'ignore'))
     return plan
   }

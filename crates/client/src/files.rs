@@ -1,6 +1,6 @@
 //! A launch's private files, on their way to its init.
 //!
-//! What is small goes with the launch's message. What is large goes in a memory file of its own, from which init's kernel copies it:
+//! What is small goes with the launch's message. What is large goes in a memory file of its own, from which init has the kernel copy it:
 //! in the message it would be copied three times here and twice in the template, and everything that the template had of it
 //! by each nest that is cloned meanwhile. Promises: the bytes are only read during the call. Called by the client for each launch.
 
@@ -45,12 +45,12 @@ pub(crate) fn hand_over(
     let mut beside: Vec<usize> = (0..files.len()).filter(|&number| size(number) >= LARGE).collect();
     beside.sort_by_key(|&number| Reverse(size(number)));
     beside.truncate((FDS_MAX - RESERVED).saturating_sub(wired.passed.len() + binds).min(BESIDE_MAX));
-    let hand_over = |(number, file): (usize, &FileRequest<'_>)| {
+    let message = |(number, file): (usize, &FileRequest<'_>)| {
         let mut content = Vec::new();
         if beside.contains(&number) {
             let memory = memfd::sealed(c"nestbox-file", file.content, false).map_err(|errno| {
                 Failure::system(Code::Spawn, Step::WriteLaunchFile, "memfd_create", errno)
-                    .on(&*String::from_utf8_lossy(&file.path))
+                    .on(String::from_utf8_lossy(&file.path))
             })?;
             wired.pass(FdRole::File, number as u32, PassedFd::Owned(memory));
         } else {
@@ -58,7 +58,7 @@ pub(crate) fn hand_over(
         }
         Ok(LaunchFile { path: file.path.clone(), content, mode: file.mode })
     };
-    files.iter().enumerate().map(hand_over).collect()
+    files.iter().enumerate().map(message).collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::ffi::{CString, c_char};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::LazyLock;
 
-use nestbox_protocol::{FdGrant, FdRole, Launch, Limits, Network, Step, Supervision};
+use nestbox_protocol::{self as protocol, FdGrant, FdRole, Launch, Limits, Network, Step, Supervision};
 use nestbox_sys::Errno;
 use prost::bytes::Bytes;
 
@@ -73,6 +73,13 @@ pub(crate) struct LaunchFile<'a> {
     pub(crate) mode: u32,
 }
 
+impl<'a> LaunchFile<'a> {
+    /// With what the message has of it.
+    fn new(file: &'a protocol::LaunchFile) -> Self {
+        Self { path: &file.path, content: Content::Bytes(&file.content), mode: file.mode }
+    }
+}
+
 /// A launch, ready.
 #[derive(Debug)]
 pub(crate) struct Prepared<'a> {
@@ -133,7 +140,7 @@ impl<'a> Prepared<'a> {
             _ => NetworkSource::New,
         };
         let mut mounts = vec![None; request.binds.len()];
-        let mut contents: Vec<_> = request.files.iter().map(|file| Content::Bytes(&file.content)).collect();
+        let mut files: Vec<_> = request.files.iter().map(LaunchFile::new).collect();
         let mut grants = Vec::new();
         let mut exec = None;
         for (passed, fd) in request.fds.iter().zip(fds) {
@@ -147,8 +154,8 @@ impl<'a> Prepared<'a> {
                     Some(slot) => *slot = Some(fd),
                     None => return refuse("a mount came for a bind that does not exist"),
                 },
-                FdRole::File => match contents.get_mut(passed.number as usize) {
-                    Some(content) => *content = Content::Of(fd),
+                FdRole::File => match files.get_mut(passed.number as usize) {
+                    Some(file) => file.content = Content::Of(fd),
                     None => return refuse("a file came that the launch does not name"),
                 },
                 FdRole::NetworkNamespace => network = NetworkSource::Fd(fd),
@@ -194,12 +201,7 @@ impl<'a> Prepared<'a> {
             disk: limits.disk,
             network,
             binds,
-            files: request
-                .files
-                .iter()
-                .zip(contents)
-                .map(|(file, content)| LaunchFile { path: &file.path, content, mode: file.mode })
-                .collect(),
+            files,
             outputs: request.outputs.iter().map(|output| string(&output.path)).collect::<Result<_, _>>()?,
             report_init: request.report_init,
             report_start: request.report_start,
