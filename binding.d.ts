@@ -313,7 +313,6 @@ export interface NativeOutputRequest {
   path: string
   maxBytes: number
   to?: string
-  optional?: boolean
 }
 
 /** What a fork server does at the moment. */

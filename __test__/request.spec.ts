@@ -229,8 +229,8 @@ test('outputs keep their order and names', (t) => {
   })
   t.deepEqual(request.outputNames, ['b', 'a'])
   t.deepEqual(request.message.outputs, [
-    { path: '/tmp/b', maxBytes: 1024, optional: false, to: path.resolve('b.bin') },
-    { path: '/tmp/a', maxBytes: 5, optional: true },
+    { path: '/tmp/b', maxBytes: 1024, to: path.resolve('b.bin') },
+    { path: '/tmp/a', maxBytes: 5 },
   ])
 })
 

@@ -389,8 +389,8 @@ class Merge {
     const count = Object.keys(outputs).length
     if (count > OUTPUTS_MAX)
       this.#issue(['outputs'], `There are ${count} of them, and at most ${OUTPUTS_MAX} can be had`)
-    this.#extras(message).outputs = Object.values(outputs).map(({ path: at, maxBytes, to, optional = false }) => {
-      const output: NativeOutputRequest = { path: at, maxBytes, optional }
+    this.#extras(message).outputs = Object.values(outputs).map(({ path: at, maxBytes, to }) => {
+      const output: NativeOutputRequest = { path: at, maxBytes }
       if (to !== undefined) output.to = path.resolve(to)
       return output
     })

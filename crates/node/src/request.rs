@@ -87,7 +87,6 @@ pub struct NativeOutputRequest {
     pub path: String,
     pub max_bytes: f64,
     pub to: Option<String>,
-    pub optional: Option<bool>,
 }
 
 /// Limits that a launch tightens, or that change while it runs; then `Infinity` lifts the wall time or the CPU time.
