@@ -207,6 +207,16 @@ test('who waits for several gets them, whatever other sandboxes of the policy la
   t.like(await patient.run('true'), { status: 'exited', exitCode: 0 })
 })
 
+test('a sandbox that is to have none takes none of another', async (t) => {
+  const { server, ready } = await warmed(t, { warm: 2 })
+  const cold = await Sandbox.create(policy('host-system'), { server, warm: 0 })
+  await ready()
+  const { status, timings } = await cold.run('true')
+  t.deepEqual([status, timings.warm, server.stats().warmNests], ['exited', false, 2])
+  await cold.warm(2)
+  t.true((await cold.run('true')).timings.warm, 'now it is to have some')
+})
+
 test('nests are made however many sandboxees are alive', async (t) => {
   const { sandbox, ready } = await warmed(t)
   const alive = await Promise.all(Array.from({ length: 12 }, () => sandbox.spawn('cat', [], { stdin: 'pipe' })))

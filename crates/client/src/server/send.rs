@@ -14,6 +14,7 @@ use crate::channel::PassedFd;
 use crate::failure::{Code, Failure};
 use crate::hints;
 use crate::launch::{Launch, Pending, Route, Stage};
+use crate::nests::Warm;
 use crate::networks::NetworkNeed;
 use crate::reactor::{Interest, Key, Kind};
 use crate::templates::{self, Template};
@@ -33,7 +34,7 @@ impl Client {
         let Some(Launch { stage: Stage::Pending(pending), .. }) = self.launches.get(&token) else {
             return Ok(());
         };
-        let (need, unasked) = (pending.network, !pending.binds.is_empty());
+        let (need, warm, unasked) = (pending.network, pending.warm, !pending.binds.is_empty());
         let template = pending.route.template();
         let needs_initial = pending.initial || template.is_some();
         if needs_initial && !self.need_initial()? {
@@ -52,7 +53,7 @@ impl Client {
             return Ok(());
         }
         if let Some(id) = template
-            && !(self.template_serves(id, token) && self.is_admitted(id, token))
+            && !(self.template_serves(id, token) && self.is_admitted(id, token, warm))
         {
             return Ok(());
         }
@@ -76,8 +77,8 @@ impl Client {
     }
 
     /// Whether a launch may be sent to its template now; otherwise it is in line.
-    fn is_admitted(&mut self, id: u64, token: u64) -> bool {
-        if self.has_warm(id) {
+    fn is_admitted(&mut self, id: u64, token: u64, warm: Warm) -> bool {
+        if self.has_warm(id, warm) {
             return true;
         }
         let admitted = self.admission.enter(id, token, process::monotonic_ns());

@@ -217,9 +217,10 @@ impl Client {
         Ok(socket)
     }
 
-    /// Whether there is a nest for a launch of this template already, or one is being made.
-    pub(super) fn has_warm(&self, id: u64) -> bool {
-        self.templates.get(id).is_some_and(|template| template.nests.len() > 0)
+    /// Whether there is a nest for a launch of this template already, or one is being made. A launch that is to leave none behind
+    /// takes none either: they are another sandbox's.
+    pub(super) fn has_warm(&self, id: u64, warm: Warm) -> bool {
+        warm.count > 0 && self.templates.get(id).is_some_and(|template| template.nests.len() > 0)
     }
 
     /// Gives a launch to a warm nest, and sees to it that it is replaced. What comes back is for a nest that is made for it.
@@ -237,7 +238,7 @@ impl Client {
         // The size of its file systems and its ids are settled, and the binds of a launch are mapped to those it was to have.
         let own_disk = message.limits.is_some_and(|limits| limits.disk.is_some());
         let own_ids = self.ids.one_each() && !message.binds.is_empty();
-        if !self.has_warm(id) || own_disk || own_ids || message.report_init {
+        if !self.has_warm(id, warm) || own_disk || own_ids || message.report_init {
             return Ok(Some(message));
         }
         // Who parks has its filter on, and may not ask to be traced any more.
