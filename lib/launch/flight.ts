@@ -1,12 +1,10 @@
 // One launch, from the moment it may start until its result: opens what must be opened, hands the request to the core,
 // makes the streams, listens to the abort signal, and settles its promises exactly once, when the nest is dead.
 
-import { close, constants, fstatSync, ftruncate, open } from 'node:fs'
 import type { Socket } from 'node:net'
 import type { Readable } from 'node:stream'
 import type { NativeAsked, NativeEnded, NativeFailure, NativeLaunched, NativeLearned } from '#binding'
 
-import { native } from '../binding.ts'
 import type { Boarding, Connection, LaunchMessage, Listener } from '../connection.ts'
 import { exitEvent, violationEvent } from '../diagnostics.ts'
 import {
@@ -15,19 +13,17 @@ import {
   type ForkServerError,
   fromFailure,
   fromLimitsFailure,
-  type NestboxError,
   RequestError,
   requestError,
-  SpawnError,
-  type SpawnFailure,
 } from '../errors.ts'
 import { signalNumber } from '../signals.ts'
 import { decide, handlerFailure } from '../supervision/handler.ts'
 import type { SyscallHandler } from '../supervision/types.ts'
 import { toCall } from '../supervision/violation.ts'
 import { mustBeSafe } from './descriptors.ts'
+import { HostFiles } from './host-files.ts'
 import { type LimitChange, over, RunningLimits } from './limits.ts'
-import type { LaunchRequest, OpenFile } from './request.ts'
+import type { LaunchRequest } from './request.ts'
 import { type AnyResult, type Handover, makeResult, processError, type Streamed } from './result.ts'
 import { RunningSandboxee } from './sandboxee.ts'
 import {
@@ -83,9 +79,8 @@ export class Flight implements Listener, Boarding {
   #spawned: { resolve: (sandboxee: RunningSandboxee) => void; reject: (error: Error) => void } | undefined
   #connection: Connection | undefined
   #token = 0
-  /** Descriptors that were opened for this launch. */
-  readonly #opened = new Map<OpenFile, number>()
-  /** It is at that: a thread may use their numbers. */
+  readonly #files = new HostFiles()
+  /** They are being opened: a thread may use their numbers. */
   #boards = false
   /** Since when it has had to wait for its turn. */
   #waitingSince: number | undefined
@@ -232,48 +227,22 @@ export class Flight implements Listener, Boarding {
     this.#boards = true
     try {
       await prepared
-      await this.#open()
+      await this.#files.open(this.request.late, () => this.#settled)
       if (!this.#settled) this.#launch(connection, this.#withDescriptors())
     } catch (error) {
       this.turnAway(asError(error))
     } finally {
       this.#boards = false
-      if (this.#settled) this.#closeOpened()
+      if (this.#settled) this.#closeFiles()
       connection.leave(this)
     }
-  }
-
-  /**
-   * Opens the host's files, and empties those that are to be emptied. That is last, and no flag of open(2): the files of a launch
-   * that is ended before, or fails at one of them, stay as they are.
-   */
-  async #open(): Promise<void> {
-    const sources = this.request.late.flatMap(({ source }) => ('file' in source ? [source] : []))
-    const full = new Map<OpenFile, number>()
-    /* oxlint-disable no-await-in-loop -- one after the other, so that what was opened is known if the next one fails */
-    for (const source of sources) {
-      if (this.#settled) return
-      const fd = await openAtOnce(source)
-      this.#opened.set(source, fd)
-      const stat = fstatSync(fd)
-      if (stat.isFIFO()) throw notPassed(source, 'a FIFO', FIFO_HINT)
-      // For reading, the kernel opens one. A program could walk through it, out of its sandbox.
-      if (stat.isDirectory()) throw notPassed(source, 'a directory', 'Name a file in it')
-      native().setBlocking(fd)
-      if (source.truncate && stat.isFile() && stat.size > 0) full.set(source, fd)
-    }
-    for (const [source, fd] of full) {
-      if (this.#settled) return
-      await empty(source, fd)
-    }
-    /* oxlint-enable no-await-in-loop */
   }
 
   /** The message with what was opened, and with the numbers that file handles have now. */
   #withDescriptors(): LaunchMessage {
     const message = { ...this.request.message }
     for (const { targets, source } of this.request.late) {
-      const fd = 'file' in source ? (this.#opened.get(source) ?? -1) : source.fd
+      const fd = 'file' in source ? this.#files.number(source) : source.fd
       if (fd < 0) throw requestError('The launch passes a FileHandle', ['stdio', targets[0] ?? 0], 'It is closed')
       for (const target of targets) putDescriptor(message, target, fd)
       // A file handle is passed as any open descriptor.
@@ -353,7 +322,7 @@ export class Flight implements Listener, Boarding {
   started(pid: number): void {
     if (this.#settled || this.pid !== 0) return
     this.pid = pid
-    this.#closeOpened()
+    this.#closeFiles()
     this.#clockStart = performance.now()
     const { softTimeout } = this.request
     if (softTimeout !== undefined) this.#armSoftTimeout(softTimeout)
@@ -462,7 +431,7 @@ export class Flight implements Listener, Boarding {
     for (const timer of this.#timers) clearTimeout(timer)
     clearTimeout(this.#softTimer)
     this.#limits?.end(error)
-    this.#closeOpened()
+    this.#closeFiles()
     this.stdin?.destroy()
     // What was launched has a pipeline that does so.
     if (this.#connection === undefined && this.request.inputStream !== undefined) discardInput(this.request.inputStream)
@@ -523,10 +492,8 @@ export class Flight implements Listener, Boarding {
     return new AbortError(message, { cause: this.request.signal?.reason, result })
   }
 
-  #closeOpened(): void {
-    if (this.#boards) return
-    for (const fd of this.#opened.values()) close(fd)
-    this.#opened.clear()
+  #closeFiles(): void {
+    if (!this.#boards) this.#files.close()
   }
 }
 
@@ -554,53 +521,6 @@ const putDescriptor = (message: LaunchMessage, target: number, fd: number): void
     message.extras = { ...message.extras, extraFds: at === -1 ? [...extra, target, fd] : extra.with(at + 1, fd) }
   }
 }
-
-/**
- * Opens a host file without waiting for anybody. Whoever opens a FIFO waits for its other end, and here that would be a thread
- * of the pool that all of the host's files share; a sandboxee that can write to a directory on the way can have one there.
- */
-const openAtOnce = ({ file, flags }: OpenFile): Promise<number> =>
-  new Promise((resolve, reject) => {
-    open(file, flags | constants.O_NONBLOCK, 0o666, (error, fd) => {
-      if (error) reject(openError(file, error, 'open'))
-      else resolve(fd)
-    })
-  })
-
-const empty = ({ file }: OpenFile, fd: number): Promise<void> =>
-  new Promise((resolve, reject) => {
-    ftruncate(fd, 0, (error) => {
-      if (error) reject(openError(file, error, 'ftruncate'))
-      else resolve()
-    })
-  })
-
-const openError = (file: string, error: NodeJS.ErrnoException, syscall: 'open' | 'ftruncate'): NestboxError => {
-  const what = syscall === 'open' ? 'opened' : 'emptied'
-  const message = `The host file ${file} could not be ${what}: ${error.message}. It failed at the step 'open-stdio'.`
-  const failure: SpawnFailure = {
-    errno: Math.abs(error.errno ?? 0),
-    errnoName: error.code ?? '',
-    syscall,
-    step: 'open-stdio',
-    path: file,
-  }
-  // What a FIFO that nobody reads says to whoever does not wait.
-  if (error.code !== 'ENXIO') return new SpawnError(message, failure, { cause: error })
-  return new SpawnError(`${message} ${FIFO_HINT}.`, { ...failure, hint: FIFO_HINT }, { cause: error })
-}
-
-const FIFO_HINT = 'If it is a FIFO that you mean, open it yourself and pass { fd }'
-
-const notPassed = ({ file }: OpenFile, what: string, hint: string): NestboxError =>
-  new SpawnError(`The host file ${file} was not passed: it is ${what}. It failed at the step 'open-stdio'. ${hint}.`, {
-    errno: 0,
-    errnoName: '',
-    syscall: '',
-    step: 'open-stdio',
-    path: file,
-    hint,
-  })
 
 /** @throws `RequestError`, if the whole of a caller's stream can't be had from it */
 export const mustGiveInput = (input: Readable): void => {
