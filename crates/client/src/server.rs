@@ -6,14 +6,16 @@
 //! gets exactly one final event; when the fork server dies, all that is in flight is reported lost and every namespace,
 //! template and pooled fd of it is dropped, so none is used again. The parts know nothing of each other; this module
 //! connects them; its own parts are the steps of a request: [`request`] takes it, [`needs`] sees to what it waits for,
-//! [`send`] sends it, [`receive`] hears what the fork server's side says, [`end`] brings it to its end. The others are what
-//! happens beside these.
+//! [`send`] sends it, [`receive`] hears what the fork server's side says, [`progress`] what the launch itself says, [`end`]
+//! brings it to its end. The others are what happens beside these.
 
 mod capture;
 mod crash;
 mod end;
+mod incoming;
 mod limits;
 mod needs;
+mod progress;
 mod receive;
 mod request;
 mod send;

@@ -22,7 +22,7 @@ use crate::policy::PolicyHandle;
 use crate::reactor::{Interest, Key, Kind};
 use crate::templates::{self, Template, TemplateKey};
 
-use super::receive::Incoming;
+use super::incoming::Incoming;
 use super::send::pass;
 use super::{Client, Preparation, gone, no_free_ids, spawn_failure};
 
