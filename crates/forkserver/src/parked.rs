@@ -62,17 +62,16 @@ pub(crate) enum Orders {
 }
 
 /// Decodes a launch like those to come and throws it away: the memory and the code that it takes are then this process's own,
-/// which is 25 µs that the launch does not wait for. Its strings are of many lengths, as the allocator keeps what was freed by
-/// its length; and more is written to than they take, where it goes on: each page that a launch reaches first is 7 µs.
+/// which is 25 µs that the launch does not wait for. So is the memory where the allocator goes on for a launch with more in it:
+/// each page that is written to for the first time is 7 µs.
 fn rehearse(parking: Parking, ids: Ids) {
     const STRINGS: usize = 8;
-    const LENGTHS: usize = 16;
-    let strings: Vec<_> = (1..=STRINGS).map(|count| Bytes::from(vec![b'x'; count * LENGTHS - 8])).collect();
+    const FURTHER: usize = 12 * 1024;
     let launch = Launch {
         file: b"rehearsal".to_vec(),
-        args: strings.clone(),
-        envs: strings,
-        search_path: b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".to_vec(),
+        args: vec![Bytes::from_static(b"rehearsal"); STRINGS],
+        envs: vec![Bytes::from_static(b"REHEARSAL=1"); STRINGS],
+        search_path: b"/usr/local/bin:/usr/bin:/bin".to_vec(),
         cwd: b"/".to_vec(),
         limits: Some(Limits::default()),
         ..Launch::default()
@@ -82,7 +81,7 @@ fn rehearse(parking: Parking, ids: Ids) {
     if let Ok(LaunchControl { kind: Some(launch_control::Kind::Launch(launch)) }) = decoded {
         let _ = std::hint::black_box(Prepared::new(&launch, &[], parking.network, ids));
     }
-    drop(std::hint::black_box(vec![1_u8; 2 * 4096]));
+    drop(std::hint::black_box(vec![1_u8; FURTHER]));
 }
 
 /// Waits for the launch, which begins its own account of time.
