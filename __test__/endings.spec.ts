@@ -62,8 +62,7 @@ test('a call that the filter forbids by death is a violation; else it is an erro
   t.true(refused.status === 'violation' || (refused.status === 'exited' && refused.exitCode !== 0), refused.status)
 })
 
-/** Without warm nests; not even those of others, who share them with sandboxes of the same policy. */
-const cold = () => Sandbox.create(policy('host-system').hostname('cold'), { warm: 0 })
+const cold = () => Sandbox.create(policy('host-system'), { warm: 0 })
 
 test('the result is JSON, and says what it was', async (t) => {
   const result = await sh(await cold(), 'head -c 30000000 /dev/zero | tail -c 1 > /dev/null')
