@@ -126,7 +126,7 @@ export interface SandboxOptions {
    *
    * A launch is of the same program if all is the same that it can have seen: `file`, `args`, `env`, `cwd`, `argv0`; no
    * stdin, stdout and stderr pipes; the policy's limits, but for `wallTime`, `cpuTime` and `output`, which begin with the work;
-   * neither `files` nor `binds`; the same `outputs`.
+   * neither `files` nor `binds`; the same `outputs`, whatever they are called and whether or not they are `optional`.
    *
    * Each is used once, and replaced in the background. One that dies is replaced more and more slowly; why it died is
    * reported by the launch that finds none, and dies of the same. While it waits, every limit of the policy holds but `wallTime`,

@@ -11,7 +11,7 @@ import type { Late, OpenFile } from './request.ts'
 
 /** Those of one launch. */
 export class HostFiles {
-  readonly #open = new Map<OpenFile, number>()
+  readonly #fds = new Map<OpenFile, number>()
 
   /**
    * Opens the files among what is passed, and empties those that are to be emptied. That is last, and no flag of open(2): the
@@ -26,7 +26,7 @@ export class HostFiles {
     for (const source of sources) {
       if (isOver()) return
       const fd = await openAtOnce(source)
-      this.#open.set(source, fd)
+      this.#fds.set(source, fd)
       const stat = fstatSync(fd)
       if (stat.isFIFO()) throw notPassed(source, 'a FIFO', FIFO_HINT)
       // For reading, the kernel opens one. A program could walk through it, out of its sandbox.
@@ -43,12 +43,12 @@ export class HostFiles {
 
   /** The descriptor of one that is open, else -1. */
   number(file: OpenFile): number {
-    return this.#open.get(file) ?? -1
+    return this.#fds.get(file) ?? -1
   }
 
   close(): void {
-    for (const fd of this.#open.values()) close(fd)
-    this.#open.clear()
+    for (const fd of this.#fds.values()) close(fd)
+    this.#fds.clear()
   }
 }
 
