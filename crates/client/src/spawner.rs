@@ -183,16 +183,39 @@ impl ServerProcess {
         self.outcome.get()?.as_ref().ok().map(|running| running.pidfd.as_fd())
     }
 
+    /// Whether it ran and is dead, reaped or not. Who has seen one of its children die with it is told so: wait(2) and the
+    /// sending of parent-death signals exclude each other (`tasklist_lock` in the kernel's `exit_notify`), which the
+    /// readiness of a pidfd does not promise.
+    pub(crate) fn is_dead(&self) -> bool {
+        let Some(pidfd) = self.pidfd() else { return false };
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        match waitid(Id::PIDFd(pidfd), look) {
+            // `StillAlive` has no pid.
+            Ok(status) => status.pid().is_some(),
+            // Reaped: by the spawner, or by someone in the host who waited for any child at all.
+            Err(errno) => errno == Errno::ECHILD,
+        }
+    }
+
     /// Reaps it if it is dead; true if there is nothing left to reap.
     fn reap(&self) -> bool {
         let Some(pidfd) = self.pidfd() else { return true };
-        // `StillAlive` has no pid. ECHILD: someone in the host waited for any child at all, and got ours.
-        waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG)
-            .is_ok_and(|status| status.pid().is_some())
-            || matches!(
-                waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT),
-                Err(Errno::ECHILD)
-            )
+        let dead = self.is_dead();
+        if dead {
+            // ECHILD: somebody else has.
+            let _ = waitid(Id::PIDFd(pidfd), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+        }
+        dead
+    }
+
+    /// That of a process of the test's own.
+    #[cfg(test)]
+    pub(crate) fn of(child: &std::process::Child) -> Self {
+        let pid = child.id().cast_signed();
+        let pidfd = process::pidfd_open(pid).expect("pidfd_open");
+        let server = Self::default();
+        assert!(server.outcome.set(Ok(Running { pid, pidfd })).is_ok(), "it is new");
+        server
     }
 }
 

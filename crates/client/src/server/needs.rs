@@ -210,7 +210,7 @@ impl Client {
     pub(super) fn template_gone(&mut self, id: u64) {
         let Some(template) = self.templates.get_mut(id) else { return };
         let was_building = template.stage == templates::Stage::Building;
-        if was_building && !template.retried && self.control_is_open() {
+        if was_building && !template.retried && self.server_is_alive() {
             let Some(template) = self.templates.get_mut(id) else { return };
             template.retried = true;
             template.stage = templates::Stage::Planned;

@@ -16,7 +16,7 @@ use crate::reactor::{Interest, Key, Kind};
 use crate::symbolizer;
 
 use super::incoming::{Incoming, PACKETS};
-use super::{Client, gone, malformed};
+use super::{Client, malformed};
 
 impl Client {
     /// Reads what a launch reports.
@@ -103,10 +103,7 @@ impl Client {
 
     /// A launch socket ended without a word.
     fn launch_gone(&mut self, token: u64) {
-        // The fork server's end of file always comes first (its fds are closed before its children hear of its death),
-        // but perhaps it was not looked at yet.
-        if !self.control_is_open() {
-            self.dying.get_or_insert_with(|| gone("the fork server died"));
+        if self.server_has_died() {
             return;
         }
         let Some(launch) = self.launches.get(&token) else { return };

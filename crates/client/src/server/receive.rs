@@ -181,13 +181,16 @@ impl Client {
         self.buffer = buffer;
     }
 
-    pub(super) fn control_is_open(&self) -> bool {
+    /// Looks for itself: the control socket's end may not have been looked at yet, and comes late where the fork server
+    /// has died between forking a child and that child's closing its copy.
+    pub(super) fn server_is_alive(&self) -> bool {
         self.control.as_ref().is_some_and(|control| !socket::at_end_of_file(control.as_fd()))
+            && !self.process.is_dead()
     }
 
     /// Whether the fork server has died, seen or not. What fails then has failed of that, and is reported lost with it.
     pub(super) fn server_has_died(&mut self) -> bool {
-        if self.control_is_open() {
+        if self.server_is_alive() {
             return false;
         }
         self.dying.get_or_insert_with(|| gone("the fork server died"));
@@ -229,11 +232,8 @@ impl Client {
     fn on_mounter(&mut self, mut incoming: Incoming<'_>) {
         let step = Step::CreateInitialNamespaces;
         if let Some(failure) = incoming.lost(step) {
-            // With the fork server itself dead, everything is lost, and that is said instead.
-            if self.control_is_open() {
+            if !self.server_has_died() {
                 self.lose_initial(&failure.because("the mounter died"));
-            } else {
-                self.initial = Initial::None;
             }
             return;
         }
@@ -272,7 +272,9 @@ impl Client {
     fn on_keeper(&mut self, mut incoming: Incoming<'_>) {
         let step = Step::CreateNetworkNamespace;
         if let Some(failure) = incoming.lost(step) {
-            self.lose_keeper(&failure.because("the network keeper died"));
+            if !self.server_has_died() {
+                self.lose_keeper(&failure.because("the network keeper died"));
+            }
             return;
         }
         let result = match std::mem::replace(&mut self.networks.keeper, Keeper::None) {
@@ -331,7 +333,9 @@ impl Client {
     fn on_namespace(&mut self, token: u64, mut incoming: Incoming<'_>) {
         let step = Step::CreateInitialNamespaces;
         if let Some(failure) = incoming.lost(step) {
-            self.fail(token, failure);
+            if !self.server_has_died() {
+                self.fail(token, failure);
+            }
             return;
         }
         match incoming.read::<Ready>(4).map(|(answer, _)| answer.kind) {

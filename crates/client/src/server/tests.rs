@@ -208,13 +208,18 @@ struct Play {
 
 impl Play {
     fn start(script: Script, options: &Options) -> Self {
+        Self::start_as(ServerProcess::default(), script, options)
+    }
+
+    /// The same, with the server taken to be that process.
+    fn start_as(process: ServerProcess, script: Script, options: &Options) -> Self {
         let (ours, theirs) = socket::seqpacket_pair().expect("pair");
         socket::pass_credentials(ours.as_fd()).expect("passcred");
         let script = Arc::new(script);
         let (served, copy) = (Arc::clone(&script), theirs.try_clone().expect("dup"));
         let client = Client::over(ours, options, || {
             thread::spawn(move || served.serve(&theirs));
-            Arc::new(ServerProcess::default())
+            Arc::new(process)
         })
         .expect("starts");
         Self { client, script, events: Vec::new(), theirs: copy }
@@ -444,6 +449,33 @@ fn a_dead_fork_server_loses_what_is_in_flight() {
     assert_eq!(play.client.stats().templates, 0);
     let refused = play.client.launch(request(Some(&policy))).expect_err("it is dead");
     assert_eq!(refused.code, Code::ForkServer);
+}
+
+/// A child that it had just forked, and that did not run since, keeps the control socket open beyond its death.
+#[test]
+fn a_dead_fork_server_is_known_for_dead_before_its_socket_ends() {
+    let _alone = alone();
+    for started in [false, true] {
+        let script = Script { hold: AtomicUsize::new(1), ..Script::default() };
+        let mut process = std::process::Command::new("sleep").arg("60").spawn().expect("sleep");
+        let mut play = Play::start_as(ServerProcess::of(&process), script, &Options::default());
+        let token = play.run(&handle(&[]));
+        play.until(|play| play.script.held.lock().expect("held").len() == 1);
+        let held = play.script.held.lock().expect("held").pop().expect("held");
+        if started {
+            say(&held, &event(launch_event::Kind::Started(protocol::Started { pid: 7 })), &[]);
+        }
+        process.kill().expect("killed");
+        let zombie = nix::sys::wait::WaitPidFlag::WEXITED | nix::sys::wait::WaitPidFlag::WNOWAIT;
+        let pid = nix::unistd::Pid::from_raw(process.id().cast_signed());
+        nix::sys::wait::waitid(nix::sys::wait::Id::Pid(pid), zombie).expect("it is dead");
+        drop(held);
+        play.until_idle();
+        let Event::Lost { failure, .. } = play.end_of(token) else { panic!("{:?}", play.events) };
+        assert_eq!(failure.code, Code::ForkServer);
+        assert!(play.events.iter().any(|event| matches!(event, Event::ServerLost(_))));
+        process.wait().expect("reaped");
+    }
 }
 
 #[test]

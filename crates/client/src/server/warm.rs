@@ -323,7 +323,9 @@ impl Client {
                     if let Some(nest) = nest {
                         self.discard(nest);
                     }
-                    self.fail_warm(template, &failure);
+                    if !self.server_has_died() {
+                        self.fail_warm(template, &failure);
+                    }
                 }
             }
         }
