@@ -75,9 +75,9 @@ what to look at.
 - The memory of a warm nest is the difference that many of them make. Its sandboxee runs in its init's memory until it executes, and
   that is counted once.
 - One run is not another. The machine's speed drifts by half within minutes, and the price of \`child_process.spawn\` drifts more
-  than ours. In the last seven complete runs, all of them quiet, of this code and what it was in the days before: warm against spawn 0.25 to 0.33, cold
+  than ours. In seven complete and quiet runs up to 2026-11-27, of slightly different code: warm against spawn 0.25 to 0.33, cold
   against the floor 1.20 to 1.39, a network namespace of its own against a shared one 0.90 to 1.12, 64 in flight 2.34 to 2.97
-  times spawn. This is the first of them that meets all targets; the one right before it, of the same code
+  times spawn. The last of them is the first that meets all targets; the one right before it, of the same code
   (\`bench/runs/2026-11-27-before.jsonl\`), misses one: the network namespace, 1.12.
 - Samples are kept: \`bench/runs\` has one file a run, a JSON line for each series. \`npm run bench -- --report FILE\` makes this
   page from such a file again.
