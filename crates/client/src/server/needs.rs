@@ -208,17 +208,15 @@ impl Client {
 
     /// A template's socket is at its end.
     pub(super) fn template_gone(&mut self, id: u64) {
+        if self.server_has_died() {
+            return;
+        }
         let Some(template) = self.templates.get_mut(id) else { return };
-        let was_building = template.stage == templates::Stage::Building;
-        if was_building && !template.retried && self.server_is_alive() {
-            let Some(template) = self.templates.get_mut(id) else { return };
+        if template.stage == templates::Stage::Building && !template.retried {
             template.retried = true;
             template.stage = templates::Stage::Planned;
             template.channel = None;
             self.build(id);
-            return;
-        }
-        if self.server_has_died() {
             return;
         }
         let failure =

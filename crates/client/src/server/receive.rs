@@ -181,16 +181,12 @@ impl Client {
         self.buffer = buffer;
     }
 
-    /// Looks for itself: the control socket's end may not have been looked at yet, and comes late where the fork server
-    /// has died between forking a child and that child's closing its copy.
-    pub(super) fn server_is_alive(&self) -> bool {
-        self.control.as_ref().is_some_and(|control| !socket::at_end_of_file(control.as_fd()))
-            && !self.process.is_dead()
-    }
-
     /// Whether the fork server has died, seen or not. What fails then has failed of that, and is reported lost with it.
     pub(super) fn server_has_died(&mut self) -> bool {
-        if self.server_is_alive() {
+        // The control socket's end may not have been looked at yet, and comes late where the fork server has died between
+        // forking a child and that child's closing its copy.
+        let is_open = |control: &Channel| !socket::at_end_of_file(control.as_fd());
+        if self.control.as_ref().is_some_and(is_open) && !self.process.is_dead() {
             return false;
         }
         self.dying.get_or_insert_with(|| gone("the fork server died"));
